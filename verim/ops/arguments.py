@@ -1,0 +1,36 @@
+"""Checks of an op's tensors, with errors that name the argument, what was got and what was expected."""
+
+from torch import Tensor
+
+from verim.errors import InputError
+
+
+def check_tensor(
+    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str, like: Tensor
+) -> None:
+    """Raises `InputError` unless `tensor` has `shape` (`meaning` in words), and type and device of `like`."""
+
+    if tensor.shape != shape:
+        raise InputError(
+            f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}"
+        )
+    if tensor.dtype is not like.dtype:
+        raise InputError(
+            f"{op}: argument {name} is {tensor.dtype}, expected {like.dtype} like the first argument: "
+            f"convert it with {name}.to(torch.{str(like.dtype).removeprefix('torch.')})"
+        )
+    if tensor.device != like.device:
+        raise InputError(
+            f"{op}: argument {name} is on {tensor.device}, expected {like.device} like the first argument: "
+            f"move it with {name}.to('{like.device}')"
+        )
+
+
+def check_sequence(op: str, name: str, tensor: Tensor) -> None:
+    """Raises `InputError` unless `tensor` is a real floating-point tensor [batch, length, channels]."""
+    if tensor.dim() != 3:
+        raise InputError(
+            f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected [batch, length, channels]"
+        )
+    if not tensor.is_floating_point():
+        raise InputError(f"{op}: argument {name} is {tensor.dtype}, expected a floating-point data type")

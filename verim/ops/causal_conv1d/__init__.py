@@ -1,0 +1,93 @@
+"""The short depthwise convolution in front of a selective scan, looking only back in time."""
+
+from typing import Any, Literal, overload
+
+from jaxtyping import Float
+from torch import Tensor
+
+from verim.errors import InputError
+from verim.ops.arguments import check_sequence, check_tensor
+from verim.ops.backend import takes_fast_path
+from verim.ops.causal_conv1d.reference import causal_conv1d_reference
+
+_NAME = "causal_conv1d"
+Sequence = Float[Tensor, "batch length channels"]
+State = Float[Tensor, "batch kernel_minus_1 channels"]
+
+
+@overload
+def causal_conv1d(
+    x: Sequence,
+    weight: Float[Tensor, "channels kernel"],
+    bias: Float[Tensor, "channels"] | None = None,
+    initial: State | None = None,
+    return_state: Literal[False] = False,
+    activation: str | None = None,
+) -> Sequence: ...
+
+
+@overload
+def causal_conv1d(
+    x: Sequence,
+    weight: Float[Tensor, "channels kernel"],
+    bias: Float[Tensor, "channels"] | None = None,
+    initial: State | None = None,
+    *,
+    return_state: Literal[True],
+    activation: str | None = None,
+) -> tuple[Sequence, State]: ...
+
+
+def causal_conv1d(
+    x: Sequence,
+    weight: Float[Tensor, "channels kernel"],
+    bias: Float[Tensor, "channels"] | None = None,
+    initial: State | None = None,
+    return_state: bool = False,
+    activation: str | None = None,
+) -> Any:
+    """Each channel convolved with its own kernel over the present and the last `kernel - 1` inputs.
+
+        y_t = f(bias + sum_k weight[:, k] x_{t - kernel + 1 + k})        k = 0 ... kernel - 1
+
+    with f the identity (`activation=None`) or SiLU, z / (1 + exp(-z)) (`activation="silu"`). As in
+    `torch.nn.Conv1d`, the last column of `weight` meets the present input. Used by Mamba (arXiv 2312.00752,
+    figure 3), and in H3 (arXiv 2212.14052, section 3) as the shift state-space model.
+
+    - `x` [batch, length, channels], `weight` [channels, kernel], `bias` [channels] or None.
+    - `initial` [batch, kernel - 1, channels]: the inputs before the first, oldest first; None means zeros.
+      With `return_state=True` the result is `(y, the last kernel - 1 inputs)`, so a sequence may come in
+      pieces.
+
+    All tensors have one floating-point data type and one device. Gradients go to all of them. The fast
+    version (float32 on the CPU) keeps nothing but its inputs for the backward pass and is not differentiable
+    twice; the reference is. The same input gives the same bits, whatever the number of threads.
+
+    Raises `InputError` (a ValueError) for a wrong shape, data type, device or activation.
+
+    >>> causal_conv1d(torch.tensor([[[1.0], [2.0], [4.0]]]), torch.tensor([[10.0, 1.0]])).flatten()
+    tensor([ 1., 12., 24.])
+    """
+    _check(x, weight, bias, initial, activation)
+    takes_fast_path(_NAME, x)
+    y, final = causal_conv1d_reference(x, weight, bias, initial, activation)
+    return (y, final) if return_state else y
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, activation: str | None
+) -> None:
+    check_sequence(_NAME, "x", x)
+    batch, _, channels = x.shape
+    if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
+        expected = f"[channels, kernel] with channels = {channels} and kernel at least 1"
+        check_tensor(_NAME, "weight", weight, (channels, -1), expected, x)
+    kernel = weight.shape[1]
+    check_tensor(_NAME, "weight", weight, (channels, kernel), "[channels, kernel]", x)
+    if bias is not None:
+        check_tensor(_NAME, "bias", bias, (channels,), "[channels of x]", x)
+    if initial is not None:
+        expected = "[batch, kernel - 1, channels of x]"
+        check_tensor(_NAME, "initial", initial, (batch, kernel - 1, channels), expected, x)
+    if activation not in (None, "silu"):
+        raise InputError(f"{_NAME}: argument activation is {activation!r}, expected None or 'silu'")

@@ -1,0 +1,105 @@
+"""Mamba's selective scan, a linear recurrence whose coefficients depend on the input."""
+
+from typing import Any, Literal, overload
+
+from jaxtyping import Float
+from torch import Tensor
+
+from verim.ops.arguments import check_sequence, check_tensor
+from verim.ops.backend import takes_fast_path
+from verim.ops.selective_scan.reference import selective_scan_reference
+
+_NAME = "selective_scan"
+Sequence = Float[Tensor, "batch length channels"]
+State = Float[Tensor, "batch channels state"]
+
+
+@overload
+def selective_scan(
+    u: Sequence,
+    delta: Sequence,
+    A: Float[Tensor, "channels state"],
+    B: Float[Tensor, "batch length state"],
+    C: Float[Tensor, "batch length state"],
+    D: Float[Tensor, "channels"] | None = None,
+    initial: State | None = None,
+    return_state: Literal[False] = False,
+) -> Sequence: ...
+
+
+@overload
+def selective_scan(
+    u: Sequence,
+    delta: Sequence,
+    A: Float[Tensor, "channels state"],
+    B: Float[Tensor, "batch length state"],
+    C: Float[Tensor, "batch length state"],
+    D: Float[Tensor, "channels"] | None = None,
+    initial: State | None = None,
+    *,
+    return_state: Literal[True],
+) -> tuple[Sequence, State]: ...
+
+
+def selective_scan(
+    u: Sequence,
+    delta: Sequence,
+    A: Float[Tensor, "channels state"],
+    B: Float[Tensor, "batch length state"],
+    C: Float[Tensor, "batch length state"],
+    D: Float[Tensor, "channels"] | None = None,
+    initial: State | None = None,
+    return_state: bool = False,
+) -> Any:
+    """The state-space recurrence of Mamba, with a state of its own for every channel.
+
+        h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t        h_0 = `initial`, or zero
+        y_t = C_t h_t + D u_t
+
+    Mamba (arXiv 2312.00752), equations 2a and 2b, discretised as in the paper's code: zero-order hold
+    (equation 4) for A, the Euler step delta B for B. `delta` is used as given: a softplus and its bias are
+    the caller's.
+
+    - `u`, `delta` [batch, length, channels]: the input, and the step sizes.
+    - `A` [channels, state]: the diagonal of each channel's state matrix, negative for a stable recurrence.
+    - `B`, `C` [batch, length, state]: what is written to the state and read from it, shared by all channels.
+    - `D` [channels]: a skip connection, or None.
+    - `initial` [batch, channels, state]: the state to start from. With `return_state=True` the result is
+      `(y, state after the last step)`, so a sequence may be processed in pieces, and decoding is length 1.
+
+    All tensors have one floating-point data type and one device. Gradients go to all of them. The fast
+    version (float32 on the CPU) never holds a [batch, length, channels, state] tensor: it keeps the state
+    every few steps and recomputes what lies between in the backward pass. It is not differentiable twice; the
+    reference is. The same input gives the same bits, whatever the number of threads.
+
+    Raises `InputError` (a ValueError) for a wrong shape, data type or device.
+
+    >>> u, delta = torch.tensor([[[1.0], [2.0]]]), torch.ones(1, 2, 1)
+    >>> A, B, C = torch.zeros(1, 1), torch.ones(1, 2, 1), torch.ones(1, 2, 1)
+    >>> selective_scan(u, delta, A, B, C).flatten()  # A = 0 forgets nothing: a running sum
+    tensor([1., 3.])
+    """
+    _check(u, delta, A, B, C, D, initial)
+    takes_fast_path(_NAME, u)
+    y, final = selective_scan_reference(u, delta, A, B, C, D, initial)
+    return (y, final) if return_state else y
+
+
+def _check(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, initial: Tensor | None
+) -> None:
+    check_sequence(_NAME, "u", u)
+    batch, length, channels = u.shape
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
+        expected = f"[channels, state] with channels = {channels} and state at least 1"
+        check_tensor(_NAME, "A", A, (channels, -1), expected, u)
+    state = A.shape[1]
+    check_tensor(_NAME, "delta", delta, (batch, length, channels), "[batch, length, channels] of u", u)
+    check_tensor(_NAME, "A", A, (channels, state), "[channels, state]", u)
+    check_tensor(_NAME, "B", B, (batch, length, state), "[batch, length of u, state of A]", u)
+    check_tensor(_NAME, "C", C, (batch, length, state), "[batch, length of u, state of A]", u)
+    if D is not None:
+        check_tensor(_NAME, "D", D, (channels,), "[channels of u]", u)
+    if initial is not None:
+        expected = "[batch, channels of u, state of A]"
+        check_tensor(_NAME, "initial", initial, (batch, channels, state), expected, u)
