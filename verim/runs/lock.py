@@ -14,8 +14,8 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Holds `directory` (created where it does not exist) for this process as long as the context lasts.
 
     The operating system keeps the lock (`flock` on an open file), so it goes with its process, after a kill
-    too; the file `.lock` that stays behind means nothing. `wait_seconds` is how long to wait for an owner that is
-    just dying. A second holder is refused inside one process as well.
+    too; the file `.lock` that stays behind means nothing. `wait_seconds` is how long to wait for an owner
+    that is just dying. A second holder is refused inside one process as well.
 
     Raises `BusyError` where another holder keeps it longer than that.
     """

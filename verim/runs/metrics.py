@@ -16,8 +16,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class MetricsLog:
     """The file `path`, open for appending; close it after use.
 
-    A line is handed to the operating system as it is logged, so a killed process loses none; `sync` brings them
-    to the disk."""
+    A line is handed to the operating system as it is logged, so a killed process loses none; `sync` brings
+    them to the disk."""
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
         """Opens `path` and cuts away what lies beyond `keep_bytes`: lines of steps that will be done again,
