@@ -2,12 +2,15 @@
 
 from typing import Any, Literal, overload
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from verim.errors import InputError
 from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import takes_fast_path
+from verim.ops.causal_conv1d.cpu import convolution_backward, convolution_forward
 from verim.ops.causal_conv1d.reference import causal_conv1d_reference
 
 _NAME = "causal_conv1d"
@@ -69,9 +72,43 @@ def causal_conv1d(
     tensor([ 1., 12., 24.])
     """
     _check(x, weight, bias, initial, activation)
-    takes_fast_path(_NAME, x)
-    y, final = causal_conv1d_reference(x, weight, bias, initial, activation)
+    if not takes_fast_path(_NAME, x):
+        y, final = causal_conv1d_reference(x, weight, bias, initial, activation)
+    elif torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, initial)
+    ):
+        y, final = _CausalConvolution.apply(x, weight, bias, initial, activation)
+    else:
+        y, final = convolution_forward(x, weight, bias, initial, activation)
     return (y, final) if return_state else y
+
+
+class _CausalConvolution(torch.autograd.Function):
+    """The fast version with its gradients. Saves the inputs alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        initial: Tensor | None,
+        activation: str | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight, bias, initial)
+        ctx.activation = activation
+        ctx.set_materialize_grads(False)
+        return convolution_forward(x, weight, bias, initial, activation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, bias, initial = ctx.saved_tensors
+        if dy is None:  # only the final state was used
+            dy = torch.zeros_like(x)
+        gradients = convolution_backward(x, weight, bias, initial, ctx.activation, dy, dfinal)
+        needed = ctx.needs_input_grad
+        return (*(g if needed[i] else None for i, g in enumerate(gradients)), None)
 
 
 def _check(

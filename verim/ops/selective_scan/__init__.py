@@ -2,11 +2,14 @@
 
 from typing import Any, Literal, overload
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import takes_fast_path
+from verim.ops.selective_scan.cpu import scan_backward, scan_forward
 from verim.ops.selective_scan.reference import selective_scan_reference
 
 _NAME = "selective_scan"
@@ -80,9 +83,47 @@ def selective_scan(
     tensor([1., 3.])
     """
     _check(u, delta, A, B, C, D, initial)
-    takes_fast_path(_NAME, u)
-    y, final = selective_scan_reference(u, delta, A, B, C, D, initial)
+    if not takes_fast_path(_NAME, u):
+        y, final = selective_scan_reference(u, delta, A, B, C, D, initial)
+    elif torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (u, delta, A, B, C, D, initial)
+    ):
+        y, final = _SelectiveScan.apply(u, delta, A, B, C, D, initial)
+    else:
+        y, final, _ = scan_forward(u, delta, A, B, C, D, initial, keep=False)
     return (y, final) if return_state else y
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The fast version with its gradients. Saves the inputs and the checkpoints of the state."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        initial: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        y, final, checkpoints = scan_forward(u, delta, A, B, C, D, initial, keep=True)
+        ctx.save_for_backward(u, delta, A, B, C, D, checkpoints)
+        ctx.set_materialize_grads(False)
+        return y, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        u, delta, A, B, C, D, checkpoints = ctx.saved_tensors
+        if dy is None:  # only the final state was used
+            dy = torch.zeros_like(u)
+        gradients = scan_backward(u, delta, A, B, C, D, checkpoints, dy, dfinal)
+        return tuple(
+            gradient if needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+        )
 
 
 def _check(
