@@ -1,0 +1,47 @@
+"""Rules that give a run its batch, learning rate and schedule, so that a ladder compares scale and not tuning.
+
+Each rule has its source; where the source is this project, the sweep behind it stands in docs/LOG.md.
+"""
+
+from dataclasses import dataclass
+
+from verim.train.optimiser import AdamWConfig
+from verim.train.trainer import TrainerConfig
+
+LENGTH = 128
+"""Bytes a sequence."""
+
+RULES = {
+    "length": f"{LENGTH} bytes a sequence",
+    "batch": "sequences grow with the tokens of the run, tokens^0.4 (nanochat measures 0.38), in powers of 2; our sweep",
+    "learning rate": "one rate for every width: matrices take 32 / fan_in of it (Yang et al. 2022, table 8); our sweep",
+    "schedule": "5 % warm-up, then constant, then linear to zero over the last 40 % (Hägele et al. 2024); our sweep",
+}
+"""What the rules say, in words, for whoever reads a ladder."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is trained: batch in sequences, and the trainer's configuration."""
+
+    batch: int
+    length: int
+    trainer: TrainerConfig
+
+
+def batch_sequences(tokens: float) -> int:
+    """Sequences a batch for a run of `tokens`: the power of 2 nearest to 8 · (tokens / 1e6)^0.4, at least 4."""
+    import math
+
+    return max(4, 2 ** round(math.log2(8 * (tokens / 1e6) ** 0.4)))
+
+
+def recipe(tokens: float, evaluations: int = 1) -> Recipe:
+    """The recipe of a run over about `tokens` tokens (rounded to whole batches)."""
+    batch = batch_sequences(tokens)
+    steps = max(20, round(tokens / (batch * LENGTH)))
+    optimiser = AdamWConfig(learning_rate=0.03)
+    trainer = TrainerConfig(
+        steps, optimiser, warmup=max(1, round(0.05 * steps)), decay=round(0.4 * steps), evaluations=evaluations
+    )
+    return Recipe(batch, LENGTH, trainer)
