@@ -2,11 +2,11 @@
 laws through the minima.
 
 Known bias. At a constant budget a loss surface E + A/N^α + B/D^β is no parabola in ln N: unless α = β its
-arms rise unequally, and the vertex shifts towards the slower one. Without any noise this misplaces the optimum
-by 5 % in D at 1e24 FLOPs on Chinchilla-like surfaces, by up to 23 % on asymmetric ones, and by up to 35 %
-where the sampled sizes drift off centre from budget to budget (Open-Athena, scaling-law-analysis); on our tiny
-ladders by 2 to 5 % in N. The surface fit (`verim.scaling.fit`) has no such bias: the minima here are for the
-eye, for the verdict at a budget, and for warning that a ladder misses its minimum.
+arms rise unequally, and the vertex shifts towards the slower one. Without any noise this misplaces the
+optimum by 5 % in D at 1e24 FLOPs on Chinchilla-like surfaces, by up to 23 % on asymmetric ones, and by up
+to 35 % where the sampled sizes drift off centre from budget to budget (Open-Athena, scaling-law-analysis);
+on our tiny ladders by 2 to 5 % in N. The surface fit (`verim.scaling.fit`) has no such bias: the minima
+here are for the eye, for the verdict at a budget, and for warning that a ladder misses its minimum.
 """
 
 import math
@@ -82,8 +82,9 @@ def minimum(N: ArrayLike, L: ArrayLike, sigma: float | None = None) -> IsoFlopMi
     nearly three times the error (15 % against 6 % at 0.5 % noise), and its minimum is too low, since it
     follows the luckiest run. So all runs count within a factor 4 of the best size, and at least five: on
     wider ladders the arms bend away from any parabola. ln L instead of L leaves the loss at the vertex
-    unbiased (−0.1 % otherwise). A run that all others contradict is set aside and reported; with `sigma` two in three
-    runs that are 4 % off are found, without it only gross ones, as two degrees of freedom tell little.
+    unbiased (−0.1 % otherwise). A run that all others contradict is set aside and reported; with `sigma`
+    two in three runs that are 4 % off are found, without it only gross ones, as two degrees of freedom tell
+    little.
 
     Raises `InputError` for fewer than three different sizes, mismatched lengths, or numbers not above 0.
     """
