@@ -52,9 +52,7 @@ def test_it_is_measured_once_and_again_when_asked(measured: list[int]) -> None:
     assert calibrate().seconds == 2.0
 
 
-def test_another_number_of_threads_is_another_calibration(
-    measured: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_number_of_threads_is_another_calibration(measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     calibrate()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     calibrate()
@@ -64,9 +62,7 @@ def test_another_number_of_threads_is_another_calibration(
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", "null", '{"identity": {}}', "missing", "zero", "text", "extra", "elsewhere"]
 )
-def test_a_damaged_file_is_measured_again_and_mended(
-    measured: list[int], tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_file_is_measured_again_and_mended(measured: list[int], tmp_path: Path, damage: str) -> None:
     calibrate()
     path = kept_file(tmp_path)
     value = json.loads(path.read_text())

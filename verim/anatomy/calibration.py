@@ -1,4 +1,4 @@
-"""What the machine can do: copy bandwidth, matmul peak, the cost of launching an op; measured once and kept."""
+"""What the machine can do: copy bandwidth, matmul peak, cost of launching an op; measured once and kept."""
 
 import hashlib
 import json
@@ -132,9 +132,7 @@ def _copy_bandwidth() -> float:
 def _matmul_peak(dtype: torch.dtype) -> float:
     smallest = _MATMUL_SIZES[-1]
     estimate = _matmul_seconds(smallest, dtype, budget_seconds=0.02)
-    size = next(
-        (size for size in _MATMUL_SIZES if estimate * (size / smallest) ** 3 <= _MATMUL_SECONDS), smallest
-    )
+    size = next((size for size in _MATMUL_SIZES if estimate * (size / smallest) ** 3 <= _MATMUL_SECONDS), smallest)
     return 2 * size**3 / _matmul_seconds(size, dtype)
 
 
