@@ -1,5 +1,6 @@
 """The language model: an embedding, blocks of any mixer, a tied or free head."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,13 +77,19 @@ class Block(nn.Module):
         feed_forward = self.feed_forward.flops() if self.feed_forward is not None else 0
         return forward + feed_forward, backward + 2 * feed_forward
 
+    def writers(self) -> list[nn.Linear]:
+        """The layers whose output is added to the residual stream."""
+        return [self.mixer.out] + ([self.feed_forward.out] if self.feed_forward is not None else [])
+
 
 class LanguageModel(nn.Module):
     """Logits of the next token at every position.
 
     Initialised by the rules of maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466, table 8): hidden
-    matrices N(0, 1 / fan_in), so that activations keep their size at any width; what writes into the residual
-    stream and the head start at zero, so that every block starts as the identity and the loss at log(vocab).
+    matrices N(0, 1 / fan_in), so that activations keep their size at any width. What writes into the residual
+    stream is smaller by sqrt(2 · depth) (Radford et al. 2019, section 2.3): zero there starts slower and makes
+    the loss of small runs scatter four times as much over seeds (docs/LOG.md). The head starts at zero, so the
+    loss starts at log(vocab).
     """
 
     def __init__(self, config: LanguageModelConfig) -> None:
@@ -100,10 +107,16 @@ class LanguageModel(nn.Module):
         """Logits and the blocks' states to go on from; `states=None` starts a sequence."""
         x = self.embedding(tokens)
         after = []
-        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+        for block, state in zip(self.layers(), states or [None] * len(self.blocks), strict=True):
             x, state = block(x, state)
             after.append(state)
         return self.head(self.norm(x)), after
+
+    def layers(self) -> Iterator[Block]:
+        """The blocks, from the embedding to the head."""
+        for block in self.blocks:
+            assert isinstance(block, Block), "blocks holds blocks alone"
+            yield block
 
     def parameter_count(self) -> Parameters:
         total = sum(weight.numel() for weight in self.parameters())
@@ -115,20 +128,19 @@ class LanguageModel(nn.Module):
         A multiply-add is 2 FLOPs; matrix products, attention's lower triangle, scans and convolutions count;
         norms, activations and the optimiser do not.
         """
-        blocks = sum(sum(block.flops(length)) for block in self.blocks)
+        blocks = sum(sum(block.flops(length)) for block in self.layers())
         return blocks + 3 * 2 * self.head.weight.numel()
 
     def state_bytes(self, batch: int, length: int) -> int:
         """Bytes of the state of `batch` sequences after `length` tokens."""
-        return sum(block.mixer.state_bytes(batch, length) for block in self.blocks)
+        return sum(block.mixer.state_bytes(batch, length) for block in self.layers())
 
     def _initialise(self) -> None:
         nn.init.normal_(self.embedding.weight)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        for block in self.blocks:
-            nn.init.zeros_(block.mixer.out.weight)
-            if block.feed_forward is not None:
-                nn.init.zeros_(block.feed_forward.out.weight)
+        for block in self.layers():
+            for out in block.writers():
+                nn.init.normal_(out.weight, std=(2 * self.config.depth * out.in_features) ** -0.5)
         nn.init.zeros_(self.head.weight)

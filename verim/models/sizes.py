@@ -8,16 +8,18 @@ from verim.nn.mixers import AttentionConfig, MambaConfig
 
 
 def transformer(width: int) -> LanguageModelConfig:
-    return LanguageModelConfig(
-        mixer=AttentionConfig(heads=max(1, width // 16)), width=width, depth=depth_of(width), hidden=8 * round(width / 3)
-    )
+    """Heads of 16 channels, SwiGLU of 8/3 the width (Shazeer 2020, arXiv 2002.05202, section 3) in steps of 8."""
+    mixer = AttentionConfig(heads=max(1, width // 16))
+    return LanguageModelConfig(mixer, width, depth_of(width), hidden=8 * round(width / 3))
 
 
 def mamba(width: int) -> LanguageModelConfig:
-    return LanguageModelConfig(mixer=MambaConfig(), width=width, depth=2 * depth_of(width))
+    """Two Mamba blocks for each block of a transformer (Gu & Dao 2023, arXiv 2312.00752, section 3.4)."""
+    return LanguageModelConfig(MambaConfig(), width, 2 * depth_of(width))
 
 
 def depth_of(width: int) -> int:
+    """Transformer blocks at a width."""
     return max(1, round(width / 32))
 
 

@@ -1,6 +1,5 @@
 """Feed-forward layers: they mix channels, one position at a time."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 

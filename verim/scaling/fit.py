@@ -105,9 +105,7 @@ def fit_law(
     if resamples < 20:
         raise InputError(f"resamples is {resamples}: a 90 % interval needs at least 20, 200 are usual")
     if huber is not None and not huber > 0:
-        raise InputError(
-            f"huber is {huber}: give a relative residual above 0, or None to take it from the runs"
-        )
+        raise InputError(f"huber is {huber}: give a relative residual above 0, or None to take it from the runs")
     order = np.lexsort((losses, d, n))  # the runs' order must not move a digit
     n, d, losses = n[order], d[order], losses[order]
     x, z = np.log(n), np.log(d)
@@ -215,9 +213,7 @@ def _parameters(solution: Solution, x_mean: float, z_mean: float) -> Float[np.nd
     """E, A, B, α, β in the runs' own units, from columns around the mean ln N and ln D."""
     c, exponents = solution.coefficients, solution.exponents
     alpha, beta = exponents[:, 0], exponents[:, 1]
-    return np.stack(
-        [c[:, 0], c[:, 1] * np.exp(alpha * x_mean), c[:, 2] * np.exp(beta * z_mean), alpha, beta], 1
-    )
+    return np.stack([c[:, 0], c[:, 1] * np.exp(alpha * x_mean), c[:, 2] * np.exp(beta * z_mean), alpha, beta], 1)
 
 
 def _intervals(replicates: Float[np.ndarray, "resamples 5"]) -> dict[str, tuple[float, float]]:

@@ -3,7 +3,9 @@
 Each rule has its source; where the source is this project, the sweep behind it stands in docs/LOG.md.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from verim.train.optimiser import AdamWConfig
 from verim.train.trainer import TrainerConfig
@@ -28,11 +30,12 @@ class Recipe:
     length: int
     trainer: TrainerConfig
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 def batch_sequences(tokens: float) -> int:
     """Sequences a batch for a run of `tokens`: the power of 2 nearest to 8 · (tokens / 1e6)^0.4, at least 4."""
-    import math
-
     return max(4, 2 ** round(math.log2(8 * (tokens / 1e6) ** 0.4)))
 
 

@@ -1,12 +1,12 @@
 """Tasks: what to learn. The trainer knows a model and a task, and nothing else of either."""
 
-import math
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from verim.data.loader import Loader, evaluation_batches
+from verim.measures import bits_per_byte
 
 
 class Task(Protocol):
@@ -24,7 +24,7 @@ class Task(Protocol):
 
 
 class ByteLanguageModelling:
-    """Predict the next byte. Loss in nats a byte; the evaluation in bits a byte over `evaluation_bytes` held-out bytes."""
+    """Predict the next byte. Loss in nats a byte; evaluated in bits a byte on `evaluation_bytes` held-out bytes."""
 
     def __init__(self, train: Tensor, held_out: Tensor, batch: int, length: int, seed: int, evaluation_bytes: int):
         self.loader = Loader(train, batch, length, seed)
@@ -32,17 +32,15 @@ class ByteLanguageModelling:
         self.evaluation = list(evaluation_batches(held_out, 64, length, evaluation_bytes))
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
-        return _cross_entropy(model, *self.loader.batch(step))
+        return cross_entropy(model, *self.loader.batch(step))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        total = sum(_cross_entropy(model, *batch, reduction="sum").item() for batch in self.evaluation)
-        predicted = sum(int((targets >= 0).sum()) for _, targets in self.evaluation)
-        return {"bits_per_byte": total / predicted / math.log(2)}
+        nats = sum(cross_entropy(model, *batch, reduction="sum").item() for batch in self.evaluation)
+        return {"bits_per_byte": bits_per_byte(nats, sum(targets.numel() for _, targets in self.evaluation))}
 
 
-def _cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats of the model's predictions."""
     logits, _ = model(inputs)
-    return nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
-    )
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)

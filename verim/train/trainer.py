@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from verim.errors import InputError
-from verim.runs import RunDirectory
+from verim.runs import Checkpoint, RunDirectory
 from verim.train.optimiser import AdamWConfig
 from verim.train.schedule import WarmupStableDecay
+from verim.train.step import update
 from verim.train.task import Task
 
 
@@ -103,17 +103,12 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_rate"] * factor
         loss = self.task.loss(self.model, step)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
         value = loss.item()
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate")
-        return {"loss": value, "gradient_norm": norm.item(), "learning_rate": factor * self._rate()}
-
-    def _rate(self) -> float:
-        return self.config.optimiser.learning_rate
+            raise InputError(f"the loss is {value} at step {step}: lower the learning rate, or look at the data there")
+        norm = update(self.model, self.optimiser, loss, self.config.clip)
+        rate = factor * self.config.optimiser.learning_rate
+        return {"loss": value, "gradient_norm": norm.item(), "learning_rate": rate}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
@@ -125,22 +120,22 @@ class Trainer:
     def _save(self, step: int) -> None:
         self.run.save_checkpoint(step, self._tensors(), {"seconds": self.seconds})
 
-    def _take_up(self, checkpoint: Any) -> int:
+    def _take_up(self, checkpoint: Checkpoint | None) -> int:
         """Puts the checkpoint's content in place; the step to go on with (0 where there is none)."""
         if checkpoint is None:
             return 0
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in checkpoint.tensors.items()
-            if name.startswith("model.")
-        }
-        self.model.load_state_dict(weights)
-        for name, weight in self.model.named_parameters():
-            moments = {
-                key.split(".")[1]: value.to(weight.device if "step" not in key.split(".")[1] else "cpu")
-                for key, value in checkpoint.tensors.items()
-                if key.startswith("optimiser.") and key.split(".", 2)[2] == name
-            }
-            self.optimiser.state[weight] = moments
+        self.model.load_state_dict(model_weights(checkpoint))
+        weights = dict(self.model.named_parameters())
+        for key, value in checkpoint.tensors.items():
+            part, _, rest = key.partition(".")
+            if part == "optimiser":
+                moment, _, name = rest.partition(".")
+                self.optimiser.state[weights[name]][moment] = value
         self.seconds = float(checkpoint.state["seconds"])
         return int(checkpoint.step)
+
+
+def model_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's part of a checkpoint, for `load_state_dict`."""
+    prefix = "model."
+    return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}

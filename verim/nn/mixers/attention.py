@@ -12,7 +12,7 @@ from verim.nn.mixers.mixer import Mixer
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Multi-head attention: `heads` heads of width / heads channels; rotary frequencies `rotary_base`^(-2i / head_dim)."""
+    """`heads` heads of width / heads channels; rotary frequencies `rotary_base`^(-2i / head_dim)."""
 
     heads: int
     rotary_base: float = 10_000.0

@@ -53,9 +53,9 @@ class MambaState:
 
 
 class Mamba(Mixer):
-    """x, z = W_in input; x = silu(conv(x)); Δ, B, C from x; y = scan(x; Δ, A, B, C) + D x; output = W_out (y · silu(z)).
+    """x, z = W_in input; x = silu(conv(x)); Δ, B, C from x; y = scan(x; Δ, A, B, C) + D x; W_out (y · silu(z)).
 
-    Gu & Dao 2023 (arXiv 2312.00752, algorithm 2 and figure 3). A = -exp(log_decay) starts at -1, ..., -state (S4D-real).
+    Gu & Dao 2023 (arXiv 2312.00752, algorithm 2, figure 3). A = -exp(log_decay) starts at -1, ..., -state (S4D-real).
     """
 
     def __init__(self, config: MambaConfig, width: int) -> None:

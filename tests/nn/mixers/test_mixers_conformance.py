@@ -1,0 +1,117 @@
+"""What holds for every mixer; a mixer that is not in CASES fails here."""
+
+import dataclasses
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verim.nn.mixers import AttentionConfig, MambaConfig, MixerConfig
+
+WIDTH = 16
+CASES: dict[type, list[Any]] = {
+    AttentionConfig: [AttentionConfig(heads=1), AttentionConfig(heads=2, rotary_base=100.0)],
+    MambaConfig: [MambaConfig(state=4), MambaConfig(state=3, expand=1, kernel=2, rank=2)],
+}
+CONFIGS = [config for configs in CASES.values() for config in configs]
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
+
+
+def build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    torch.manual_seed(seed)
+    return config.build(WIDTH).to(dtype)
+
+
+def tensors_of(state: Any) -> list[torch.Tensor]:
+    return [getattr(state, field.name) for field in dataclasses.fields(state)]
+
+
+def test_every_mixer_is_covered() -> None:
+    assert set(CASES) == set(get_args(MixerConfig))
+
+
+@each_config
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(1, 23), cut=st.integers(0, 22), batch=st.integers(1, 3))
+def test_future_does_not_reach_the_past(config: Any, length: int, cut: int, batch: int) -> None:
+    cut = cut % length
+    mixer, x = build(config), torch.randn(batch, length, WIDTH, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, cut:] += 1
+    with torch.no_grad():
+        assert torch.equal(mixer(x)[0][:, :cut], mixer(changed)[0][:, :cut]) or torch.allclose(
+            mixer(x)[0][:, :cut], mixer(changed)[0][:, :cut], rtol=1e-12, atol=1e-12
+        )
+        assert not torch.allclose(mixer(x)[0][:, cut], mixer(changed)[0][:, cut], rtol=1e-9, atol=1e-9)
+
+
+@each_config
+@settings(max_examples=15, deadline=None)
+@given(chunks=st.lists(st.integers(1, 9), min_size=1, max_size=4))
+def test_chunks_with_state_equal_the_whole(config: Any, chunks: list[int]) -> None:
+    mixer, x = build(config), torch.randn(2, sum(chunks), WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        whole, final = mixer(x)
+        parts, state = [], None
+        for chunk in x.split(chunks, dim=1):
+            y, state = mixer(chunk, state)
+            parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-10, atol=1e-12)
+    for one, other in zip(tensors_of(state), tensors_of(final), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@each_config
+def test_decoding_token_by_token_equals_the_whole_in_float32(config: Any) -> None:
+    mixer, x = build(config, dtype=torch.float32), torch.randn(2, 40, WIDTH)
+    with torch.no_grad():
+        whole, _ = mixer(x)
+        state, outputs = None, []
+        for token in x.split(1, dim=1):
+            y, state = mixer(token, state)
+            outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+@each_config
+@pytest.mark.parametrize("length", [1, 7])
+def test_state_takes_the_bytes_that_are_declared(config: Any, length: int) -> None:
+    mixer = build(config, dtype=torch.float32)
+    with torch.no_grad():
+        _, state = mixer(torch.randn(3, length, WIDTH))
+    assert sum(t.numel() * t.element_size() for t in tensors_of(state)) == mixer.state_bytes(3, length)
+
+
+@each_config
+def test_gradients_reach_every_weight_and_the_state(config: Any) -> None:
+    mixer = build(config, dtype=torch.float32)
+    first, state = mixer(torch.randn(2, 5, WIDTH))
+    y, _ = mixer(torch.randn(2, 5, WIDTH), state)
+    y.square().sum().backward()
+    for name, weight in mixer.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [(configs[0], field) for configs in CASES.values() for field in dataclasses.fields(configs[0])],
+    ids=lambda case: getattr(case, "name", str(case)),
+)
+def test_every_configuration_field_is_read(config: Any, field: dataclasses.Field[Any]) -> None:
+    """Changing the field changes the weights or the output."""
+    value = getattr(config, field.name)
+    other = dataclasses.replace(config, **{field.name: value * 2 if value else value + 2})
+    x = torch.randn(1, 9, WIDTH, dtype=torch.float64)
+    mine, theirs = build(config), build(other)
+    same_weights = [w.shape for w in mine.parameters()] == [w.shape for w in theirs.parameters()]
+    assert not same_weights or not torch.equal(mine(x)[0], theirs(x)[0])
+
+
+@each_config
+def test_flops_are_those_of_the_weights_at_least(config: Any) -> None:
+    mixer = build(config)
+    weights = sum(m.weight.numel() for m in mixer.modules() if isinstance(m, torch.nn.Linear))
+    forward, backward = mixer.flops(64)
+    assert forward > 2 * weights and backward >= 2 * forward * 0.9

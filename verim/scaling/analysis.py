@@ -1,0 +1,276 @@
+"""What a ladder's runs say: noise, minima, laws, verdicts; and the study's result as one JSON object."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+import verim
+from verim.errors import InputError
+from verim.scaling.fit import FittedLaw, fit_law
+from verim.scaling.isoflop import IsoFlopMinimum, minimum, power_law
+from verim.scaling.ladder import Ladder, RunSpec
+from verim.scaling.laws import PUBLISHED_EXPONENTS
+from verim.scaling.plan import Plan
+from verim.scaling.speed import Candidate
+from verim.train.rules import LENGTH, RULES, recipe
+
+CONVENTIONS = {
+    "flops": "Training FLOPs, forward and backward; a multiply-add is 2; causal attention counts its lower triangle.",
+    "parameters": "Non-embedding: all weights but the input embedding; the output head counts.",
+    "loss": "Bits per byte on held-out documents that no run has trained on.",
+}
+_CURVE_POINTS = 60
+_BEYOND_NOISE = 2.0
+"""A margin counts from this many standard deviations of a difference of two runs."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run and what came of it."""
+
+    spec: RunSpec
+    result: dict[str, Any]
+
+    @property
+    def loss(self) -> float:
+        return float(self.result["bits_per_byte"])
+
+    def on(self, architecture: str, budget: float) -> bool:
+        return self.spec.architecture == architecture and self.spec.budget == budget
+
+
+@dataclass
+class Findings:
+    """The analysis of a ladder, by architecture."""
+
+    runs: list[Trained]
+    sizes: dict[tuple[str, int], Candidate]
+    minima: dict[str, dict[float, IsoFlopMinimum]]
+    laws: dict[str, FittedLaw]
+    noise: float
+    repeated: list[dict[str, Any]]
+    verdicts: list[dict[str, Any]]
+    warnings: list[str]
+    predictions: dict[str, Plan] = field(default_factory=dict)
+
+    def size(self, spec: RunSpec) -> Candidate:
+        return self.sizes[spec.architecture, spec.width]
+
+
+def analyse(
+    runs: list[Trained],
+    budgets: Sequence[float],
+    measured: Mapping[str, Sequence[Candidate]],
+    architectures: Sequence[str],
+) -> Findings:
+    """Minima, laws and verdicts of the runs. `noise` is relative: of one run's loss, from the repeated seeds."""
+    sizes = {(c.architecture, c.width): c for candidates in measured.values() for c in candidates}
+    repeated, noise = _noise(runs)
+    minima: dict[str, dict[float, IsoFlopMinimum]] = {}
+    laws, warnings = {}, []
+    for name in architectures:
+        minima[name] = {}
+        for budget in budgets:
+            rung = [run for run in runs if run.on(name, budget)]
+            found = minimum([sizes[name, r.spec.width].non_embedding for r in rung], [r.loss for r in rung], noise)
+            minima[name][budget] = found
+            if found.warning:
+                warnings.append(f"{name} at {budget:.1e} FLOPs: {found.warning}")
+        mine = [run for run in runs if run.spec.architecture == name]
+        laws[name] = fit_law(
+            [sizes[name, run.spec.width].non_embedding for run in mine],
+            [run.result["tokens"] for run in mine],
+            [run.loss for run in mine],
+        )
+    verdicts = [_verdict(budget, {name: minima[name][budget] for name in architectures}, noise) for budget in budgets]
+    return Findings(runs, sizes, minima, laws, noise, repeated, verdicts, warnings)
+
+
+def _noise(runs: Sequence[Trained]) -> tuple[list[dict[str, Any]], float]:
+    """The repeated runs, and the pooled relative standard deviation of the loss over seeds."""
+    groups: dict[tuple[str, float, int], list[Trained]] = {}
+    for run in runs:
+        groups.setdefault((run.spec.architecture, run.spec.budget, run.spec.width), []).append(run)
+    repeated, squares, freedom = [], 0.0, 0
+    for (architecture, budget, width), group in groups.items():
+        if len(group) < 2:
+            continue
+        logs = np.log([run.loss for run in group])
+        squares += float(((logs - logs.mean()) ** 2).sum())
+        freedom += len(group) - 1
+        repeated.append(
+            {
+                "architecture": architecture,
+                "budget": budget,
+                "width": width,
+                "seeds": [run.spec.seed for run in group],
+                "bits_per_byte": [run.loss for run in group],
+            }
+        )
+    if not freedom:
+        raise InputError("runs: none is repeated with another seed, so nothing tells the noise; repeat one")
+    return repeated, math.sqrt(squares / freedom)
+
+
+def _verdict(budget: float, minima: Mapping[str, IsoFlopMinimum], noise: float) -> dict[str, Any]:
+    ranked = sorted(minima, key=lambda name: minima[name].loss)
+    best = minima[ranked[0]].loss
+    margin: float | None
+    ahead: str | None = ranked[0]
+    threshold = _BEYOND_NOISE * math.sqrt(2) * noise * best
+    if len(ranked) == 1:
+        margin, text = None, f"{ranked[0]} alone: {best:.3f} bits per byte"
+    else:
+        margin = minima[ranked[1]].loss - best
+        if margin <= threshold:
+            ahead = None
+        text = (
+            f"{ranked[0]} is ahead of {ranked[1]} by {margin:.3f} bits per byte"
+            if ahead
+            else f"{ranked[0]} and {ranked[1]} are {margin:.3f} bits per byte apart, within the noise ({threshold:.3f})"
+        )
+    return {
+        "budget": budget,
+        "ahead": ahead,
+        "margin_bits_per_byte": margin,
+        "noise_bits_per_byte": threshold,
+        "text": text,
+    }
+
+
+def assemble(
+    corpus: dict[str, Any],
+    machine: dict[str, Any],
+    options: dict[str, Any],
+    ladder: Ladder,
+    findings: Findings,
+    plan: Plan,
+    target: dict[str, Any],
+    seconds: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of study.json."""
+    predicted, achieved = plan.predicted, float(target["bits_per_byte"])
+    return {
+        "format": 1,
+        "verim_version": verim.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "corpus": corpus,
+        "machine": machine,
+        "options": options,
+        "conventions": CONVENTIONS,
+        "rules": RULES,
+        "budgets": list(ladder.budgets),
+        "architectures": {name: _architecture(name, ladder, findings) for name in findings.laws},
+        "noise": {
+            "relative": findings.noise,
+            "standard_deviation_bits_per_byte": findings.noise
+            * float(np.mean([loss for group in findings.repeated for loss in group["bits_per_byte"]])),
+            "runs": findings.repeated,
+        },
+        "verdicts": findings.verdicts,
+        "recommended": plan.to_json(),
+        "predicted_bits_per_byte": predicted.loss,
+        "interval": [predicted.low, predicted.high],
+        "achieved_bits_per_byte": achieved,
+        "relative_error": predicted.loss / achieved - 1,
+        "target": {"curve": target["curve"], "seconds": target["seconds"], "sample": target["sample"]},
+        "seconds": seconds,
+        "warnings": [*findings.warnings, *corpus["notes"]],
+    }
+
+
+def _architecture(name: str, ladder: Ladder, findings: Findings) -> dict[str, Any]:
+    plan = findings.predictions[name]
+    return {
+        "runs": [_run(run, findings.size(run.spec)) for run in findings.runs if run.spec.architecture == name],
+        "minima": [_minimum(budget, name, findings) for budget in ladder.budgets],
+        "law": _law(findings.laws[name]),
+        "exponents": _exponents(name, ladder, findings),
+        "prediction": {
+            "width": plan.candidate.width,
+            "budget": plan.flops,
+            "non_embedding": plan.candidate.non_embedding,
+            "tokens": plan.tokens,
+            "seconds": plan.seconds,
+            "bits_per_byte": plan.predicted.loss,
+            "interval": [plan.predicted.low, plan.predicted.high],
+        },
+    }
+
+
+def _run(run: Trained, size: Candidate) -> dict[str, Any]:
+    how = recipe(run.spec.tokens)
+    tokens, seconds = run.result["tokens"], run.result["seconds"]
+    return {
+        "id": run.spec.id,
+        "budget": run.spec.budget,
+        "width": size.width,
+        "depth": size.depth,
+        "non_embedding": size.non_embedding,
+        "total": size.total,
+        "tokens": tokens,
+        "batch_tokens": how.batch * LENGTH,
+        "length": LENGTH,
+        "learning_rate": how.trainer.optimiser.learning_rate,
+        "steps": run.result["steps"],
+        "seed": run.spec.seed,
+        "bits_per_byte": run.loss,
+        "seconds": seconds,
+        "flops": tokens * size.flops_per_token,
+        "flops_per_second": tokens * size.flops_per_token / seconds,
+    }
+
+
+def _minimum(budget: float, name: str, findings: Findings) -> dict[str, Any]:
+    found = findings.minima[name][budget]
+    sizes = [findings.size(run.spec) for run in findings.runs if run.on(name, budget)]
+    nearest = min(sizes, key=lambda size: abs(math.log(size.non_embedding / found.N)))
+    drawn = np.geomspace(*_ends([sizes[i].non_embedding for i in found.used]), _CURVE_POINTS)
+    return {
+        "budget": budget,
+        "non_embedding": found.N,
+        "non_embedding_interval": list(found.N_interval) if found.N_interval else None,
+        "tokens": budget / (nearest.flops_per_token / nearest.non_embedding * found.N),
+        "bits_per_byte": found.loss,
+        "interior": found.interior,
+        "warning": found.warning,
+        "curve": [[float(n), float(loss)] for n, loss in zip(drawn, found.curve(drawn), strict=True)],
+    }
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _law(fitted: FittedLaw) -> dict[str, Any]:
+    names = ("E", "A", "B", "alpha", "beta")
+    return {
+        **{name: getattr(fitted.law, name) for name in names},
+        "intervals": {name: _finite(fitted.intervals[name]) for name in names},
+        "identified": {name: bool(fitted.identified[name]) for name in names},
+        "residual": fitted.spread,
+        "notes": list(fitted.notes),
+    }
+
+
+def _finite(interval: tuple[float, float]) -> list[float] | None:
+    return [float(end) for end in interval] if all(map(math.isfinite, interval)) else None
+
+
+def _exponents(name: str, ladder: Ladder, findings: Findings) -> dict[str, Any]:
+    """N ∝ C^a and D ∝ C^b by the law; beside them what a line through the interior minima says."""
+    fitted = findings.laws[name]
+    interior = [(budget, found.N) for budget, found in findings.minima[name].items() if found.interior]
+    through = power_law(*zip(*interior, strict=True)).exponent if len(interior) >= 2 else None
+    return {
+        "N": {"value": fitted.law.exponents.a, "interval": _finite(fitted.intervals["a"])},
+        "D": {"value": fitted.law.exponents.b, "interval": _finite(fitted.intervals["b"])},
+        "identified": bool(fitted.identified["a"]),
+        "through_minima": through,
+        "source": "from the fitted law: a = β / (α + β), b = α / (α + β) (Hoffmann et al. 2022, equation 4)",
+        "published": {row.name: {"N": row.a, "D": row.b, "source": row.source} for row in PUBLISHED_EXPONENTS},
+    }

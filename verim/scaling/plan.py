@@ -1,0 +1,84 @@
+"""The plan: which model to train in a given time on this machine, and the loss to expect from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verim.errors import InputError
+from verim.scaling.fit import FittedLaw, Prediction
+from verim.scaling.ladder import expected_seconds
+from verim.scaling.speed import Candidate
+from verim.train.rules import LENGTH, recipe
+
+LEAST_STRETCH = 3.0
+"""The target budget is at least this many times the largest rung: a plan that was not measured already."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model, its tokens, and what to expect of it: loss with its 90 % interval, FLOPs and seconds."""
+
+    candidate: Candidate
+    tokens: float
+    flops: float
+    seconds: float
+    predicted: Prediction
+
+    def to_json(self) -> dict[str, Any]:
+        how = recipe(self.tokens)
+        return {
+            "architecture": self.candidate.architecture,
+            "width": self.candidate.width,
+            "depth": self.candidate.depth,
+            "heads": self.candidate.heads,
+            "non_embedding": self.candidate.non_embedding,
+            "total": self.candidate.total,
+            "tokens": how.trainer.steps * how.batch * LENGTH,
+            "batch_tokens": how.batch * LENGTH,
+            "length": LENGTH,
+            "learning_rate": how.trainer.optimiser.learning_rate,
+            "steps": how.trainer.steps,
+            "budget": self.flops,
+            "seconds": self.seconds,
+        }
+
+
+def tokens_within(candidate: Candidate, seconds: float) -> float:
+    """The most tokens whose run is expected to take `seconds`; the batch follows from the tokens by its rule."""
+    low, high = 1.0, 1e18
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if expected_seconds(candidate, middle) <= seconds else (low, middle)
+    return low
+
+
+def plan_for_time(law: FittedLaw, candidates: Sequence[Candidate], seconds: float, largest_budget: float) -> Plan:
+    """The size of one architecture with the least predicted loss after `seconds` of training on this machine.
+
+    Not the compute-optimal size: larger models reach more FLOP/s here, so at equal time the best one is
+    larger than at equal FLOPs. Where a size would spend less than 3 × `largest_budget` in that time it is given
+    that much, and takes longer.
+    """
+    if not candidates:
+        raise InputError("candidates: got none, expected the measured sizes of one architecture")
+    plans = []
+    for candidate in candidates:
+        tokens = tokens_within(candidate, seconds)
+        tokens = max(tokens, LEAST_STRETCH * largest_budget / candidate.flops_per_token)
+        plans.append(
+            Plan(
+                candidate,
+                tokens,
+                tokens * candidate.flops_per_token,
+                expected_seconds(candidate, tokens),
+                law.predict(candidate.non_embedding, tokens),
+            )
+        )
+    within = [plan for plan in plans if plan.seconds <= 1.1 * seconds]
+    return min(within or [min(plans, key=lambda p: p.seconds)], key=lambda plan: plan.predicted.loss)
+
+
+def best_plan(plans: Mapping[str, Plan]) -> Plan:
+    """The plan with the least predicted loss over the architectures."""
+    return min(plans.values(), key=lambda plan: plan.predicted.loss)

@@ -1,0 +1,86 @@
+"""How long a training step takes on this machine, by architecture and width: measured, not modelled."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from verim.models import LanguageModel, architecture_config
+from verim.train import AdamWConfig
+from verim.train.rules import LENGTH
+from verim.train.step import update
+from verim.train.task import cross_entropy
+
+WIDTHS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
+"""The sizes a study chooses from."""
+_BATCHES = (4, 16)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A size of an architecture, with its counts and the measured seconds of a step at two batch sizes."""
+
+    architecture: str
+    width: int
+    depth: int
+    heads: int | None
+    non_embedding: int
+    total: int
+    flops_per_token: float
+    small_step_seconds: float
+    large_step_seconds: float
+
+    def step_seconds(self, batch: int) -> float:
+        """Seconds of a step on `batch` sequences: a straight line through the two measured ones."""
+        small, large = _BATCHES
+        slope = max(0.0, (self.large_step_seconds - self.small_step_seconds) / (large - small))
+        return max(self.small_step_seconds * batch / small * 0.5, self.small_step_seconds + slope * (batch - small))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(architecture: str, widths: Iterable[int], seconds: float) -> list[Candidate]:
+    """Measures sizes from the smallest up until `seconds` are spent; each size by the median of a few steps."""
+    measured: list[Candidate] = []
+    deadline = time.perf_counter() + seconds
+    for width in widths:
+        began = time.perf_counter()
+        measured.append(measure_width(architecture, width))
+        took = time.perf_counter() - began
+        if time.perf_counter() + 2 * took > deadline:
+            break
+    return measured
+
+
+def measure_width(architecture: str, width: int) -> Candidate:
+    """The candidate of one width, in this process with its present number of threads."""
+    config = architecture_config(architecture, width)
+    model = LanguageModel(config)
+    optimiser = AdamWConfig(learning_rate=1e-6).build(model)
+    counts = model.parameter_count()
+    small, large = (_step_seconds(model, optimiser, batch) for batch in _BATCHES)
+    return Candidate(
+        architecture=architecture,
+        width=width,
+        depth=config.depth,
+        heads=getattr(config.mixer, "heads", None),
+        non_embedding=counts.non_embedding,
+        total=counts.total,
+        flops_per_token=model.flops(LENGTH),
+        small_step_seconds=small,
+        large_step_seconds=large,
+    )
+
+
+def _step_seconds(model: LanguageModel, optimiser: torch.optim.Optimizer, batch: int) -> float:
+    tokens = torch.randint(0, model.config.vocab, (batch, LENGTH + 1))
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < 0.1 and len(times) < 20):
+        began = time.perf_counter()
+        update(model, optimiser, cross_entropy(model, tokens[:, :-1], tokens[:, 1:]), clip=1.0)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

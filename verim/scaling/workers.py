@@ -1,0 +1,133 @@
+"""Training runs in processes of their own: several small ones side by side, a large one on all cores.
+
+A tiny model keeps one core busy and no more, so a ladder trains as many at once as there are cores, each process
+with one thread: twice the work in the time, and bits that do not depend on what runs beside.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from verim.errors import VerimError
+from verim.models import LanguageModel, architecture_config
+from verim.runs import RunDirectory
+from verim.runtime.allocator import keep_freed_blocks
+from verim.scaling.ladder import RunSpec
+from verim.scaling.speed import Candidate, measure
+from verim.train import ByteLanguageModelling, Trainer
+from verim.train.rules import recipe
+
+CORPUS_FILE = "corpus.safetensors"
+_DYING_OWNER_SECONDS = 10.0
+_PROGRESS_SECONDS = 0.25
+
+
+class Job(NamedTuple):
+    """A run to train: where, what, and how often to look at held-out text on the way."""
+
+    directory: Path
+    spec: RunSpec
+    evaluation_bytes: int
+    evaluations: int
+
+
+class Workers:
+    """A pool of processes with `threads` threads each; they end with this process, however it ends."""
+
+    def __init__(self, processes: int, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.processes = processes
+        self.progress = context.SimpleQueue()
+        self._pool = ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_begin, initargs=(threads, self.progress)
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            for process in multiprocessing.active_children():
+                process.terminate()
+
+    def train(self, job: Job) -> "Future[dict[str, Any]]":
+        return self._pool.submit(train_run, job)
+
+    def measure(self, architecture: str, widths: tuple[int, ...], seconds: float) -> "Future[list[Candidate]]":
+        return self._pool.submit(measure, architecture, widths, seconds)
+
+
+def result_of(future: "Future[Any]") -> Any:
+    """The future's result; a process that died is said in a sentence."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise VerimError(
+            "a training process was killed (out of memory?): free memory or give fewer --minutes, "
+            "then go on with --resume"
+        ) from error
+
+
+def train_run(job: Job) -> dict[str, Any]:
+    """Trains one run, from where it stopped if it did; a finished one is only read."""
+    run = RunDirectory(job.directory)
+    if run.finished:
+        return run.result()
+    torch.manual_seed(job.spec.seed)
+    model = LanguageModel(architecture_config(job.spec.architecture, job.spec.width))
+    how = recipe(job.spec.tokens, job.evaluations)
+    corpus = load_file(job.directory.parent.parent / CORPUS_FILE)
+    task = ByteLanguageModelling(
+        corpus["train"], corpus["held_out"], how.batch, how.length, job.spec.seed, job.evaluation_bytes
+    )
+    trainer = Trainer(model, task, how.trainer, run)
+    description = {"run": asdict(job.spec), "model": model.config.to_json(), "training": how.to_json()}
+    with run.writing(wait_seconds=_DYING_OWNER_SECONDS):
+        return trainer.train(description, _reporter(job.spec.id, how.trainer.steps))
+
+
+_progress: Any = None
+
+
+def _begin(threads: int, progress: Any) -> None:
+    """Sets up a worker: its threads, its memory, and its end when its parent ends."""
+    global _progress
+    _progress = progress
+    torch.set_num_threads(threads)
+    keep_freed_blocks()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers: they wait for its end and go at once, as if killed themselves."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _reporter(run: str, steps: int) -> Callable[[int], None]:
+    told = time.monotonic()
+
+    def report(step: int) -> None:
+        nonlocal told
+        if _progress is not None and time.monotonic() - told > _PROGRESS_SECONDS:
+            told = time.monotonic()
+            _progress.put((run, step / steps))
+
+    return report
