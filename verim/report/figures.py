@@ -143,15 +143,23 @@ def _parabola(parabola: Figure | None) -> tuple[list[float], list[float]]:
     return [10**log for log in logs], [floor + curvature * (log - center) ** 2 for log in logs]
 
 
-def isoflop_axes(study: Study) -> tuple[Figure, Figure]:
-    """One pair of axes for the IsoFLOP figures of all architectures, so that they can be compared by eye."""
-    sizes, losses = [], []
-    for found in words.architectures(study).values():
-        for point in (*entries(found.get("runs")), *entries(found.get("minima"))):
-            sizes.append(point["non_embedding"])
-            losses.append(point["bits_per_byte"])
+def isoflop_axes(study: Study) -> dict[str, tuple[Figure, Figure]]:
+    """The axes of each architecture's IsoFLOP figure: the same for all, so that they can be compared by eye.
+
+    Where one architecture lies so far from the others that a common scale of losses would flatten every curve,
+    each has its own.
+    """
+    sizes: list[float] = []
+    losses: dict[str, list[float]] = {}
+    for name, found in words.architectures(study).items():
+        points = [*entries(found.get("runs")), *entries(found.get("minima"))]
+        sizes += [point["non_embedding"] for point in points if point["non_embedding"] is not None]
+        losses[name] = [point["bits_per_byte"] for point in points if point["bits_per_byte"] is not None]
     x = _log_axis("N, non-embedding parameters", sizes, _round_quantity, right=1.25)
-    return x, _loss_axis(losses)
+    every = [loss for mine in losses.values() for loss in mine]
+    widest = max((max(mine) - min(mine) for mine in losses.values() if mine), default=0.0)
+    flattened = bool(every) and max(every) - min(every) > 1.7 * widest
+    return {name: (x, _loss_axis(mine if flattened else every)) for name, mine in losses.items()}
 
 
 def isoflop(found: Figure, index: int, axes: tuple[Figure, Figure]) -> Figure:
@@ -166,9 +174,7 @@ def isoflop(found: Figure, index: int, axes: tuple[Figure, Figure]) -> Figure:
     for rank, budget in enumerate(budgets):
         opacity = 1.0 if len(budgets) == 1 else 0.5 + 0.5 * rank / (len(budgets) - 1)
         mine = [
-            run
-            for run in runs
-            if run["budget"] == budget and run["non_embedding"] and run["bits_per_byte"] is not None
+            run for run in runs if run["budget"] == budget and run["non_embedding"] and run["bits_per_byte"] is not None
         ]
         mine.sort(key=lambda run: run["non_embedding"])
         lows = [low for low in minima if low["budget"] == budget]
@@ -211,7 +217,8 @@ def isoflop(found: Figure, index: int, axes: tuple[Figure, Figure]) -> Figure:
 
 def _run_text(run: Figure) -> str:
     return _hover(
-        f"{words.quantity(run['non_embedding'])} parameters, width {run['width']}, depth {run['depth']}",
+        f"{words.quantity(run['non_embedding'])} parameters, width {words.shown(run['width'])}, "
+        f"depth {words.shown(run['depth'])}",
         f"{words.quantity(run['tokens'])} bytes, {words.scientific(run['budget'])} FLOPs",
         f"{words.number(run['bits_per_byte'])} bits per byte",
     )
@@ -278,29 +285,24 @@ def envelope(study: Study) -> Figure:
         data += _prediction(name, index, prediction, aside, minima)
         flops.append(aside)
         losses += [prediction["bits_per_byte"], *(pair(prediction["interval"]) or ())]
-    achieved, budget = study["achieved_bits_per_byte"], at(study["recommended"], "budget")
-    if achieved is not None and budget is not None:
-        name = at(study["recommended"], "architecture")
-        if name in measured:
-            budget = _aside(budget, list(measured).index(name), len(measured))
-        flops.append(budget)
-        losses.append(achieved)
-        data.append(
-            {
-                **_POINT,
-                "x": [budget],
-                "y": [achieved],
-                "text": [_hover("Achieved", f"{words.number(achieved)} bits per byte")],
-                "marker": {
-                    "symbol": "x",
-                    "size": 9,
-                    "color": "ink",
-                    "line": {"width": 1, "color": "panel"},
-                },
-            }
-        )
+    for point in _achieved(study):
+        data.append(point)
+        flops += point["x"]
+        losses += point["y"]
     x = _log_axis("training compute C, FLOPs", flops, lambda value: words.scientific(value, 1))
     return {"data": data, "layout": _layout(x, _loss_axis(losses), 400)}
+
+
+def _achieved(study: Study) -> list[Figure]:
+    """The proof as a cross, at the place of its architecture's prediction; nothing before there is a proof."""
+    achieved, budget = study["achieved_bits_per_byte"], at(study["recommended"], "budget")
+    if achieved is None or budget is None:
+        return []
+    names, name = list(words.architectures(study)), at(study["recommended"], "architecture")
+    place = _aside(budget, names.index(name), len(names)) if name in names else budget
+    marker = {"symbol": "x", "size": 9, "color": "ink", "line": {"width": 1, "color": "panel"}}
+    text = _hover("Achieved", f"{words.number(achieved)} bits per byte")
+    return [{**_POINT, "x": [place], "y": [achieved], "text": [text], "marker": marker}]
 
 
 def _aside(budget: float, index: int, count: int) -> float:
@@ -362,8 +364,9 @@ def learning_curve(study: Study, index: int) -> Figure:
         notes.append(
             {
                 "xref": "paper",
-                "x": 1,
-                "xanchor": "right",
+                "x": 0,
+                "xanchor": "left",
+                "xshift": 6,
                 "y": predicted,
                 "yanchor": "bottom",
                 "text": f"predicted {words.number(predicted)}",
@@ -379,14 +382,13 @@ def learning_curve(study: Study, index: int) -> Figure:
         "x": tokens,
         "y": losses,
         "text": [
-            _hover(f"{words.quantity(seen)} bytes seen", f"{words.number(loss)} bits per byte")
-            for seen, loss in curve
+            _hover(f"{words.quantity(seen)} bytes seen", f"{words.number(loss)} bits per byte") for seen, loss in curve
         ],
         "line": {"color": colour(index), "width": 2},
         "marker": _marker(index, 6),
     }
     # The first losses are several times the last: what matters would be a flat line under them.
-    late = [loss for seen, loss in curve if seen >= 0.04 * tokens[-1]]
+    late = [loss for seen, loss in curve if seen >= 0.08 * tokens[-1]]
     y = _loss_axis([*late, predicted, *(ends or ())])
     layout = _layout(x, y, 330, shapes=shapes, annotations=notes)
     return {"data": [drawn], "layout": layout}

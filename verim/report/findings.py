@@ -63,8 +63,7 @@ def _readouts(study: Study) -> Markup:
         ),
     ]
     shown = [
-        element("div", element("dt", name), element("dd", value, element("small", note)))
-        for name, value, note in cells
+        element("div", element("dt", name), element("dd", value, element("small", note))) for name, value, note in cells
     ]
     return element("dl", *shown, class_="readouts")
 
@@ -102,21 +101,15 @@ def compute(study: Study) -> tuple[Markup, dict[str, Figure]]:
         )
         if study["achieved_bits_per_byte"] is not None
         else None,
-        joined(glyph("M0 4H14V10H0z", fill="var(--rule)"), " envelope, the best of all")
-        if len(names) > 1
-        else None,
+        joined(glyph("M0 4H14V10H0z", fill="var(--rule)"), " envelope, the best of all") if len(names) > 1 else None,
     )
     caption = "Each point is the best model of its budget, the minimum of an IsoFLOP curve below."
     if len(names) > 1:
         caption += " The predictions are for one budget and stand side by side to be readable."
-    figure = panel(
-        keys, plot("envelope", f"Best loss against training compute. {told or 'No minima.'}", caption, 400)
-    )
+    figure = panel(keys, plot("envelope", f"Best loss against training compute. {told or 'No minima.'}", caption, 400))
     body = section(
         "Best loss for each amount of compute",
-        paragraph(
-            "How far a given amount of training brings each architecture, when its size is chosen well."
-        ),
+        paragraph("How far a given amount of training brings each architecture, when its size is chosen well."),
         figure,
         _verdicts(study),
     )
@@ -130,23 +123,28 @@ def _verdicts(study: Study) -> Markup | None:
             "no one" if verdict["ahead"] is None else named_as(study, verdict["ahead"]),
             words.number(verdict["margin_bits_per_byte"]),
             words.number(verdict["noise_bits_per_byte"]),
-            verdict["text"],
+            _sentence(verdict["text"]),
         ]
         for verdict in entries(study["verdicts"])
     ]
     columns = [
-        Column("Budget, FLOPs", "text"),
+        Column(joined("Budget", element("small", "FLOPs")), "text"),
         Column("Ahead", "text"),
-        Column("Margin, bits per byte"),
-        Column("Noise, bits per byte"),
+        Column(joined("Margin", element("small", "bits per byte"))),
+        Column(joined("Noise", element("small", "bits per byte"))),
         Column("In words", "wide"),
     ]
     return panel(table("The verdict at each budget", columns, rows)) if rows else None
 
 
+def _sentence(text: str | None) -> str | None:
+    return text and text[:1].upper() + text[1:]
+
+
 def isoflop(study: Study) -> tuple[Markup, dict[str, Figure]]:
     """A panel an architecture: its IsoFLOP curves, and its minima as a table."""
     axes = figures.isoflop_axes(study)
+    apart = len({tuple(y["range"]) for _, y in axes.values()}) > 1
     panels, drawn = [], {}
     for index, (name, found) in enumerate(words.architectures(study).items()):
         heading = element("h3", key(index), words.title(name))
@@ -162,13 +160,14 @@ def isoflop(study: Study) -> tuple[Markup, dict[str, Figure]]:
         )
         alternative = f"IsoFLOP curves of {words.title(name)}. Minima: {told or 'none'}."
         panels.append(panel(heading, plot(identifier, alternative), _minima(name, minima)))
-        drawn[identifier] = figures.isoflop(found, index, axes)
+        drawn[identifier] = figures.isoflop(found, index, axes[name])
     body = section(
         "How large a model, for a given amount of compute",
         paragraph(
             "Every small marker is a trained model. Along a curve all models cost the same to train, larger "
             "ones seeing less text; the number at its end is that cost in FLOPs. The large marker is the "
-            "curve's minimum, the size worth training; a hollow one lies on the edge of the ladder."
+            "curve's minimum, the size worth training; a hollow one lies on the edge of the ladder.",
+            " The scales of loss differ, for the architectures lie far apart." if apart else None,
         ),
         element("div", *panels, class_="grid"),
     )
@@ -182,9 +181,7 @@ def _minima(name: str, minima: list[Any]) -> Markup | None:
         note = low["warning"] or (None if low["interior"] else "on the edge of the ladder")
         rows.append(
             [
-                joined(
-                    words.scientific(low["budget"]), element("small", note, class_="none") if note else None
-                ),
+                joined(words.scientific(low["budget"]), element("small", note, class_="none") if note else None),
                 words.quantity(size),
                 words.quantity(tokens),
                 words.quantity(round(tokens / size)) if size and tokens is not None else UNKNOWN,
@@ -252,9 +249,7 @@ def _exponents(measured: dict[str, dict[str, Any]]) -> Markup | None:
         published |= exponents["published"] or {}
     marks = [at(exponents, "N", "value") for exponents in known.values()]
     marks += [end for exponents in known.values() for end in pair(at(exponents, "N", "interval")) or ()]
-    marks = [
-        value for value in (*marks, *(at(growth, "N") for growth in published.values())) if value is not None
-    ]
+    marks = [value for value in (*marks, *(at(growth, "N") for growth in published.values())) if value is not None]
     if not marks:
         return None
     scale = (math.floor(10 * min(marks)) / 10, math.ceil(10 * max(marks)) / 10)
@@ -269,19 +264,19 @@ def _exponents(measured: dict[str, dict[str, Any]]) -> Markup | None:
             [
                 joined(named(index, name), source),
                 _exponent(exponents["N"]),
-                _on_scale(scale, value, ends, figures.colour(index)),
                 _exponent(exponents["D"]),
+                _on_scale(scale, value, ends, figures.colour(index)),
             ]
         )
     for name, growth in published.items():
         value = at(growth, "N")
         line = _on_scale(scale, value, None, "quiet")
-        rows.append([name, words.number(value, 2), line, words.number(at(growth, "D"), 2)])
+        rows.append([name, words.number(value, 2), words.number(at(growth, "D"), 2), line])
     columns = [
         Column("Compute-optimal growth", "text"),
         Column(Markup("<i>a</i> in N ∝ C<sup><i>a</i></sup>")),
-        Column(joined(Markup("<i>a</i>"), f" from {scale[0]:.1f} to {scale[1]:.1f}"), "wide"),
         Column(Markup("<i>b</i> in D ∝ C<sup><i>b</i></sup>")),
+        Column(joined(Markup("<i>a</i>"), f" on a scale from {scale[0]:.1f} to {scale[1]:.1f}"), "wide"),
     ]
     return panel(table("Compute-optimal exponents, here and in the literature", columns, rows))
 
@@ -329,11 +324,7 @@ def proof(study: Study) -> tuple[Markup, dict[str, Figure]]:
             )
         )
     intro = words.proof_sentence(study)
-    sentence = (
-        f"The recommended model came out {intro}."
-        if intro
-        else "The prediction stands; the proof is missing."
-    )
+    sentence = f"The recommended model came out {intro}." if intro else "The prediction stands; the proof is missing."
     if plan is None:
         sentence = "Without a prediction there is nothing to prove."
     body = section(
@@ -356,21 +347,16 @@ def _gauge(study: Study) -> Markup | None:
     room = 0.35 * (max(values) - min(values)) or 0.05
     low, high = min(values) - room, max(values) + room
     alternative = (
-        f"predicted {words.number(predicted)}, interval {words.interval(ends)}, "
-        f"achieved {words.number(achieved)}"
+        f"predicted {words.number(predicted)}, interval {words.interval(ends)}, achieved {words.number(achieved)}"
     )
     keys = [
         joined(glyph("M6 0H8V14H6z", fill="var(--ink)"), f" predicted {words.number(predicted)}"),
-        joined(
-            glyph("M0 4H14V10H0z", fill="var(--accent)", opacity="0.4"), f" interval {words.interval(ends)}"
-        ),
+        joined(glyph("M0 4H14V10H0z", fill="var(--accent)", opacity="0.4"), f" interval {words.interval(ends)}"),
     ]
     if achieved is not None:
         circle = glyph("M7 1.5a5.5 5.5 0 1 1 0 11a5.5 5.5 0 1 1 0-11z", fill="var(--accent)")
         keys.append(joined(circle, f" achieved {words.number(achieved)}"))
-    scale = element(
-        "div", element("span", words.number(low, 2)), element("span", words.number(high, 2)), class_="ends"
-    )
+    scale = element("div", element("span", words.number(low, 2)), element("span", words.number(high, 2)), class_="ends")
     return element(
         "div",
         legend(*keys),
@@ -414,8 +400,6 @@ def sample(study: Study) -> Markup | None:
         return None
     return section(
         "What the model writes",
-        paragraph(
-            "The trained model continued the marked prompt. It reads and writes bytes; nothing was picked."
-        ),
+        paragraph("The trained model continued the marked prompt. It reads and writes bytes; nothing was picked."),
         panel(element("pre", element("mark", found["prompt"]), found["text"], tabindex="0")),
     )

@@ -24,7 +24,7 @@
     const family = getComputedStyle(document.body).fontFamily;
     for (const [identifier, figure] of Object.entries(figures)) {
       const { data, layout } = resolved(figure, "", style);
-      layout.font.family = family;
+      layout.font.family = layout.hoverlabel.font.family = family;
       Plotly.react(identifier, data, layout, {
         responsive: true,
         displaylogo: false,

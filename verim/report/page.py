@@ -56,9 +56,7 @@ def document(study: Study, library: str) -> Markup:
     main = element(
         "main",
         findings.hero(study),
-        element(
-            "noscript", element("p", "The figures need JavaScript; all their numbers are in the tables.")
-        ),
+        element("noscript", element("p", "The figures need JavaScript; all their numbers are in the tables.")),
         compute,
         isoflop,
         findings.laws(study),

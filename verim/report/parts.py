@@ -32,8 +32,7 @@ def table(label: str, columns: Sequence[Column], rows: Iterable[Sequence[object]
     """
     kinds = [column.kind for column in columns]
     head = [
-        element("th", column.heading, scope="col", class_=kind)
-        for column, kind in zip(columns, kinds, strict=True)
+        element("th", column.heading, scope="col", class_=kind) for column, kind in zip(columns, kinds, strict=True)
     ]
     body = []
     for row in rows:
@@ -67,14 +66,12 @@ def named_as(study: Study, name: object) -> Markup:
 
 def legend(*items: object) -> Markup:
     """A line of markers with their meaning."""
-    return element("ul", *(element("li", item) for item in items), class_="legend")
+    return element("ul", *(element("li", item) for item in items if item is not None), class_="legend")
 
 
 def glyph(path: str, **attributes: object) -> Markup:
     """A key drawn from an SVG path, for what is not an architecture."""
-    return element(
-        "svg", element("path", d=path, **attributes), class_="key", viewBox="0 0 14 14", aria_hidden="true"
-    )
+    return element("svg", element("path", d=path, **attributes), class_="key", viewBox="0 0 14 14", aria_hidden="true")
 
 
 def plot(identifier: str, alternative: str, caption: object = None, height: int = 330) -> Markup:
@@ -101,9 +98,7 @@ def strip(
     marks = []
     if span is not None:
         left, right = place(span[0]), place(span[1])
-        marks.append(
-            element("i", class_="span", style=f"left:{left:.2f}%;width:{max(right - left, 0.5):.2f}%")
-        )
+        marks.append(element("i", class_="span", style=f"left:{left:.2f}%;width:{max(right - left, 0.5):.2f}%"))
     if dash is not None:
         marks.append(element("i", class_="dash", style=f"left:{place(dash):.2f}%"))
     if dot is not None:
@@ -115,8 +110,7 @@ def strip(
 def card(heading: str, facts: Iterable[tuple[object, object]]) -> Markup:
     """A panel of named facts; an unknown one is a dash."""
     lines = [
-        joined(element("dt", name), element("dd", words.UNKNOWN if fact is None else fact))
-        for name, fact in facts
+        joined(element("dt", name), element("dd", words.UNKNOWN if fact is None else fact)) for name, fact in facts
     ]
     return element("div", element("h3", heading), element("dl", *lines), class_="panel card")
 

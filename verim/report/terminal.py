@@ -36,9 +36,7 @@ def _text(value: object, style: str = "") -> Text:
 
 def _table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[object]]) -> Table:
     """A table whose second of each column says whether it holds numbers."""
-    table = Table(
-        title=_text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim"
-    )
+    table = Table(title=_text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for heading, is_number in columns:
         table.add_column(_text(heading), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
@@ -68,9 +66,7 @@ def _laws(study: Study) -> Table:
         growth = [_exponent(at(exponents, key)) for key in ("N", "D")]
         rows.append([words.title(name), *constants, *growth])
     columns = [(sign, True) for sign in ("E", "A", "B", "α", "β", "N ∝ C^", "D ∝ C^")]
-    title = (
-        "L(N, D) = E + A/N^α + B/D^β, N non-embedding, D bytes; 90 % intervals; – where the data carry none"
-    )
+    title = "L(N, D) = E + A/N^α + B/D^β, N non-embedding, D bytes; 90 % intervals; – where the data carry none"
     return _table(title, [("", False), *columns], rows)
 
 

@@ -72,6 +72,11 @@ def title(name: Any) -> str:
     return name.upper() if name in _ACRONYMS else name[:1].upper() + name[1:]
 
 
+def shown(value: Any) -> str:
+    """A value as it is, for what has no unit and no digits to spare: a width, a seed, a version."""
+    return UNKNOWN if value is None else str(value)
+
+
 def number(value: Any, digits: int = 3) -> str:
     """A number with so many digits after the point: the form of losses in bits per byte."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
@@ -93,15 +98,15 @@ def significant(value: Any, digits: int = 3) -> str:
 def scientific(value: Any, digits: int = 2) -> str:
     """A number as a power of ten.
 
-    >>> scientific(3e12), scientific(1.24e13), scientific(1e13)
-    ('3 × 10¹²', '1.2 × 10¹³', '10¹³')
+    >>> [scientific(value).replace(NBSP, " ") for value in (3e12, 1.24e13, 1e13)]
+    ['3 × 10¹²', '1.2 × 10¹³', '10¹³']
     """
     if value is None:
         return UNKNOWN
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     mantissa = mantissa.removesuffix("." + "0" * (digits - 1))
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
-    return power if float(mantissa) == 1 else f"{mantissa} × {power}"
+    return power if float(mantissa) == 1 else f"{mantissa}{NBSP}×{NBSP}{power}"
 
 
 def exact(value: Any) -> str:
@@ -182,14 +187,8 @@ def headline(study: Study) -> str:
         last = verdicts[-1]
         if last["ahead"] is None:
             return "No architecture is ahead: what lies between them is noise"
-        where = (
-            "" if {verdict["ahead"] for verdict in verdicts} == {last["ahead"]} else " at the largest budget"
-        )
-        by = (
-            ""
-            if last["margin_bits_per_byte"] is None
-            else f" by {last['margin_bits_per_byte']:.2g} bits per byte"
-        )
+        where = "" if {verdict["ahead"] for verdict in verdicts} == {last["ahead"]} else " at the largest budget"
+        by = "" if last["margin_bits_per_byte"] is None else f" by {last['margin_bits_per_byte']:.2g} bits per byte"
         return f"{title(last['ahead'])} is ahead{where}{by}"
     name = at(study["recommended"], "architecture") or next(iter(measured), None)
     if name is None:
