@@ -57,9 +57,7 @@ def test_a_full_disk_is_a_space_error_and_leaves_the_old_content(tmp_path: Path,
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.txt"]
 
 
-@pytest.mark.parametrize(
-    "failure", [KeyboardInterrupt(), PermissionError(errno.EACCES, "no"), ValueError("x")]
-)
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), PermissionError(errno.EACCES, "no"), ValueError("x")])
 def test_any_other_failure_passes_through_and_leaves_nothing(tmp_path: Path, failure: BaseException) -> None:
     def fail(temporary: Path) -> None:
         temporary.write_text("half")

@@ -29,8 +29,7 @@ def train_and_held_out(corpus: Corpus) -> tuple[list[bytes], list[bytes]]:
 def write_documents(folder: Path, count: int, lines: int = 20) -> list[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     texts = [
-        "".join(PARAGRAPH.format(f"{document}.{line}") for line in range(lines)).encode()
-        for document in range(count)
+        "".join(PARAGRAPH.format(f"{document}.{line}") for line in range(lines)).encode() for document in range(count)
     ]
     for number, text in enumerate(texts):
         (folder / f"{number:04d}.txt").write_bytes(text)
@@ -83,9 +82,7 @@ def test_no_document_dominates_the_held_out_part(tmp_path: Path) -> None:
 
 
 def test_one_large_file_is_cut_at_paragraphs_and_a_note_says_so(tmp_path: Path) -> None:
-    text = "\n".join(
-        "".join(PARAGRAPH.format(f"{p}.{line}") for line in range(5)) for p in range(400)
-    ).encode()
+    text = "\n".join("".join(PARAGRAPH.format(f"{p}.{line}") for line in range(5)) for p in range(400)).encode()
     (tmp_path / "large.txt").write_bytes(text)
     corpus = load_corpus([tmp_path / "large.txt"])
     train, held_out = train_and_held_out(corpus)

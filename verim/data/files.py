@@ -57,9 +57,7 @@ def read_text_files(paths: Sequence[str | Path]) -> TextFiles:
         elif path.is_file():
             files.read(path, named=True)
         elif path.exists():
-            raise InputError(
-                f"{printable(path)} is neither a file nor a folder: name files or folders of text"
-            )
+            raise InputError(f"{printable(path)} is neither a file nor a folder: name files or folders of text")
         else:
             raise InputError(f"{printable(path)} does not exist: name files or folders of text")
     return files
@@ -75,9 +73,7 @@ def read_standard_library() -> TextFiles:
             if name.endswith(".py"):
                 files.read(Path(folder, name))
     if not files.contents:
-        raise InputError(
-            f"the standard library's sources are not in {printable(root)}: name a path with text"
-        )
+        raise InputError(f"the standard library's sources are not in {printable(root)}: name a path with text")
     return files
 
 
@@ -96,9 +92,7 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name))
     except PermissionError as error:
-        raise InputError(
-            f"the folder {printable(folder)} cannot be listed: give it read permission"
-        ) from error
+        raise InputError(f"the folder {printable(folder)} cannot be listed: give it read permission") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue

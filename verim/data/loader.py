@@ -80,9 +80,7 @@ def evaluation_batches(
     taken, spread evenly over all of them.
     """
     if batch < 1 or length < 1 or (limit is not None and limit < 1):
-        raise InputError(
-            f"batch = {batch}, length = {length}, limit = {limit}: expected each to be at least 1"
-        )
+        raise InputError(f"batch = {batch}, length = {length}, limit = {limit}: expected each to be at least 1")
     stream = torch.cat([torch.tensor([SEPARATOR], dtype=torch.uint8), tokens])
     windows = len(tokens) // length
     limited = limit is not None and limit < len(tokens) and windows > 0

@@ -57,9 +57,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CorruptError(f"{path} is not a checkpoint of Verim or is cut short ({error})") from error
     found = _digest(record, tensors)
     if found != expected:
-        raise CorruptError(
-            f"{path} is damaged: its content has SHA-256 {found[:12]}…, expected {expected[:12]}…"
-        )
+        raise CorruptError(f"{path} is damaged: its content has SHA-256 {found[:12]}…, expected {expected[:12]}…")
     fields = json.loads(record)
     return Checkpoint(fields["step"], tensors, fields["state"], fields["metrics_bytes"])
 

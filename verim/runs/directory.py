@@ -61,9 +61,7 @@ class RunDirectory:
                     self._log.close()
                     self._log = None
 
-    def start(
-        self, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None
-    ) -> Checkpoint | None:
+    def start(self, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None) -> Checkpoint | None:
         """Begins the run or takes it up again: the checkpoint to go on from, None where it starts at step 0.
 
         Writes `config` (JSON values) where the directory is new. The metrics are cut back to what they were
@@ -162,9 +160,7 @@ class RunDirectory:
             write_json(path, {"config": config, "environment": environment})
             return
         held = self.config()
-        different = sorted(
-            key for key in held.keys() | config.keys() if held.get(key, ...) != config.get(key, ...)
-        )
+        different = sorted(key for key in held.keys() | config.keys() if held.get(key, ...) != config.get(key, ...))
         if different:
             key = different[0]
             raise InputError(
