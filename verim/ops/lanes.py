@@ -1,0 +1,105 @@
+"""Beside `verim.ops.vectors`: single numbers at an address, and what goes across the lanes of a vector."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from verim.ops.vectors import BYTES, LANES, intrinsic, vector
+
+_FLOAT, _INT, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
+
+
+@intrinsic
+def load_scalar(typing: Any, address: Any) -> Any:
+    """The float at `address`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], _FLOAT.as_pointer()))
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
+def store_scalar(typing: Any, address: Any, value: Any) -> Any:
+    """Writes one float at `address`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], _FLOAT.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), generate
+
+
+@intrinsic
+def load_integer(typing: Any, address: Any) -> Any:
+    """The 64-bit integer at `address`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], _ADDRESS.as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def maximum(typing: Any, left: Any, right: Any) -> Any:
+    """The larger of two, lane by lane; `right` where either is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(vector, vector), generate
+
+
+@intrinsic
+def sum_of_lanes(typing: Any, value: Any) -> Any:
+    """The sum of the 16 lanes, added pairwise; NaN where one is."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        return builder.call(function, [ir.Constant(_FLOAT, -0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def largest_lane(typing: Any, value: Any) -> Any:
+    """The largest of the 16 lanes; which one is unspecified where a lane is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_FLOAT, [_VECTOR])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fmax.v16f32")
+        return builder.call(function, [args[0]])
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def transpose(typing: Any, target: Any, target_stride: Any, source: Any, source_stride: Any) -> Any:
+    """target[i, j] = source[j, i] for 16 x 16 floats whose rows lie the given bytes apart.
+
+    Four rounds that interleave row i with row i + 8 (a perfect shuffle of the index's bits): 64 shuffles.
+    """
+    halves = [[h * 8 + k // 2 + LANES * (k % 2) for k in range(LANES)] for h in range(2)]
+    masks = [ir.Constant(_INTS, half) for half in halves]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, target_stride, source, source_stride = args
+
+        def pointer(base: Any, stride: Any, row: int) -> Any:
+            place = builder.add(base, builder.mul(stride, ir.Constant(_ADDRESS, row)))
+            return builder.inttoptr(place, _VECTOR.as_pointer())
+
+        rows = []
+        for row in range(LANES):
+            rows.append(builder.load(pointer(source, source_stride, row)))
+            rows[-1].align = BYTES
+        for _ in range(4):
+            rows = [builder.shuffle_vector(rows[k // 2], rows[k // 2 + 8], masks[k % 2]) for k in range(LANES)]
+        for row in range(LANES):
+            builder.store(rows[row], pointer(target, target_stride, row)).align = BYTES
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
