@@ -13,9 +13,7 @@ vector `ROW` bytes.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic as _numba_intrinsic
 from numba.extending import models, register_model
@@ -30,7 +28,6 @@ LN_2 = 0.6931471805599453
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
-_UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
 
 # 2**x on [0, 1), relative error 1.5e-7 evaluated in float32, exact at 0: a minimax fit with constant term 1.
 _POWER_UPWARD = (0.00186713, 0.00901703, 0.05579991, 0.24016445, 0.69315131, 1.0)
@@ -74,9 +71,10 @@ def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
-    first = builder.insert_element(_UNDEFINED, scalar, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(first, _UNDEFINED, _integers([0] * LANES))
+def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(first, undefined, _integers([0] * LANES))
 
 
 @intrinsic
@@ -100,6 +98,38 @@ def store(typing: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), generate
+
+
+def _first_lanes(builder: Any, count: Any) -> Any:
+    """A mask of the lanes below `count`."""
+    counts = _splat(builder, builder.trunc(count, _INT), _INTS)
+    return builder.icmp_signed("<", _integers(list(range(LANES))), counts)
+
+
+@intrinsic
+def load_lanes(typing: Any, address: Any, count: Any) -> Any:
+    """The first `count` floats at `address`, zeros after them; reads nothing beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, mask = builder.inttoptr(args[0], _VECTOR.as_pointer()), _first_lanes(builder, args[1])
+        alignment = ir.Constant(_INT, BYTES)
+        name = "llvm.masked.load.v16f32.p0"
+        return _call(builder, name, _VECTOR, pointer, alignment, mask, _constant(0.0))
+
+    return vector(types.int64, types.int64), generate
+
+
+@intrinsic
+def store_lanes(typing: Any, address: Any, count: Any, value: Any) -> Any:
+    """Writes the first `count` lanes at `address`, and nothing beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, mask = builder.inttoptr(args[0], _VECTOR.as_pointer()), _first_lanes(builder, args[1])
+        alignment = ir.Constant(_INT, BYTES)
+        _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), args[2], pointer, alignment, mask)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, vector), generate
 
 
 @intrinsic
@@ -128,7 +158,7 @@ def broadcast(typing: Any, address: Any) -> Any:
     """The float at `address` in all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(builder.inttoptr(args[0], _FLOAT.as_pointer())))
+        return _splat(builder, builder.load(builder.inttoptr(args[0], _FLOAT.as_pointer())), _VECTOR)
 
     return vector(types.int64), generate
 
@@ -138,7 +168,7 @@ def full(typing: Any, scalar: Any) -> Any:
     """`scalar` in all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return _splat(builder, args[0], _VECTOR)
 
     return vector(types.float32), generate
 
@@ -154,26 +184,6 @@ def prefetch(typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
-
-
-@intrinsic
-def insert(typing: Any, value: Any, lane: Any, scalar: Any) -> Any:
-    """`value` with `scalar` in `lane`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.insert_element(args[0], args[2], builder.trunc(args[1], _INT))
-
-    return vector(vector, types.int64, types.float32), generate
-
-
-@intrinsic
-def extract(typing: Any, value: Any, lane: Any) -> Any:
-    """The float in `lane`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.extract_element(args[0], builder.trunc(args[1], _INT))
-
-    return types.float32(vector, types.int64), generate
 
 
 def _arithmetic(instruction: str) -> Callable[..., Any]:
@@ -249,69 +259,42 @@ def exp2(typing: Any, x: Any) -> Any:
 
 
 @intrinsic
-def sum_rows(typing: Any, address: Any) -> Any:
-    """Of the 16 x 16 floats at `address`, the sum of row i in lane i.
+def sum_rows(typing: Any, address: Any, stride: Any, other: Any) -> Any:
+    """In lanes 0 to 7 the sums of 8 vectors that lie `stride` bytes apart, in 8 to 15 those `other` bytes further.
 
-    Four rounds that halve the rows: two rows that lie 8 (then 4, 2, 1) apart share one vector, each folded on
-    itself. 15 shuffles for 16 sums, where each sum on its own takes 4.
+    Four rounds halve the vectors: two that lie 8 (then 4, 2, 1) apart share one, each folded on itself. That is
+    15 shuffles for 16 sums, where each sum on its own takes 4.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, stride, other = args
         rows = []
         for row in range(LANES):
-            place = builder.add(args[0], ir.Constant(ir.IntType(64), row * ROW))
+            place = builder.add(address, builder.mul(stride, ir.Constant(ir.IntType(64), row % 8)))
+            if row >= 8:
+                place = builder.add(place, other)
             value = builder.load(builder.inttoptr(place, _VECTOR.as_pointer()))
             value.align = BYTES
             rows.append(value)
         for distance in (8, 4, 2, 1):
-            first = [
-                bool(lane & distance) for lane in range(LANES)
-            ]  # False: the lane belongs to the left row
-            own = _integers([lane + LANES * first[lane] for lane in range(LANES)])
-            other = _integers([(lane ^ distance) + LANES * first[lane] for lane in range(LANES)])
+            second = [LANES if lane & distance else 0 for lane in range(LANES)]  # the lane's half of the pair
+            own = _integers([lane + second[lane] for lane in range(LANES)])
+            folded = _integers([(lane ^ distance) + second[lane] for lane in range(LANES)])
             rows = [
-                builder.fadd(
-                    builder.shuffle_vector(left, right, own), builder.shuffle_vector(left, right, other)
-                )
-                for left, right in zip(rows[:distance], rows[distance:], strict=True)
+                builder.fadd(builder.shuffle_vector(*pair, own), builder.shuffle_vector(*pair, folded))
+                for pair in zip(rows[:distance], rows[distance:], strict=True)
             ]
         return rows[0]
 
-    return vector(types.int64), generate
+    return vector(types.int64, types.int64, types.int64), generate
 
 
-@njit(nogil=True)
-def load_lanes(address: int, count: int) -> Any:
-    """The first `count` floats at `address`, zeros after them; reads nothing beyond."""
-    if count >= LANES:
-        return load(address)
-    value = full(np.float32(0))
-    for lane in range(count):
-        value = insert(value, lane, load_scalar(address + lane * BYTES))
-    return value
+@intrinsic
+def upper_half(typing: Any, value: Any) -> Any:
+    """Lanes 8 to 15 moved to 0 to 7."""
 
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = _integers([*range(8, LANES), *range(8, LANES)])
+        return builder.shuffle_vector(args[0], args[0], lanes)
 
-@njit(nogil=True)
-def store_lanes(address: int, count: int, value: Any) -> None:
-    """Writes the first `count` lanes at `address`, and nothing beyond."""
-    if count >= LANES:
-        store(address, value)
-    else:
-        for lane in range(count):
-            store_scalar(address + lane * BYTES, extract(value, lane))
-
-
-@njit(nogil=True)
-def load_column(address: int, stride: int, count: int) -> Any:
-    """`count` floats that lie `stride` bytes apart, zeros after them."""
-    value = full(np.float32(0))
-    for lane in range(count):
-        value = insert(value, lane, load_scalar(address + lane * stride))
-    return value
-
-
-@njit(nogil=True)
-def store_column(address: int, stride: int, count: int, value: Any) -> None:
-    """Writes the first `count` lanes `stride` bytes apart."""
-    for lane in range(count):
-        store_scalar(address + lane * stride, extract(value, lane))
+    return vector(vector), generate

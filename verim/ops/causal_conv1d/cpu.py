@@ -28,12 +28,10 @@ from verim.ops.vectors import (
     exp2,
     full,
     load,
-    load_column,
     load_lanes,
     multiply,
     multiply_add,
     store,
-    store_column,
     store_lanes,
     subtract,
 )
@@ -94,7 +92,7 @@ def _forward(
         channel = block * LANES
         count = min(channels - channel, LANES)
         for k in range(kernel):
-            column = load_column(weight + (channel * kernel + k) * BYTES, kernel * BYTES, count)
+            column = load_lanes(weight + (k * channels + channel) * BYTES, count)
             store(scratch + k * ROW, column)
         offset = full(np.float32(0))
         if bias != 0:
@@ -149,7 +147,7 @@ def _backward(
         channel = block * LANES
         count = min(channels - channel, LANES)
         for k in range(kernel):
-            column = load_column(weight + (channel * kernel + k) * BYTES, kernel * BYTES, count)
+            column = load_lanes(weight + (k * channels + channel) * BYTES, count)
             store(scratch + k * ROW, column)
             store(dweight_rows + k * ROW, zero)
         offset = zero
@@ -193,8 +191,8 @@ def _backward(
                 else:
                     store_lanes(dinitial + ((batch * before + p) * channels + channel) * BYTES, count, total)
         for k in range(kernel):
-            at = (channel * kernel + k) * BYTES
-            store_column(dweight + at, kernel * BYTES, count, load(dweight_rows + k * ROW))
+            at = (k * channels + channel) * BYTES
+            store_lanes(dweight + at, count, load(dweight_rows + k * ROW))
         store_lanes(dbias + channel * BYTES, count, dbias_sum)
 
 
@@ -203,13 +201,13 @@ def convolution_forward(
 ) -> tuple[Tensor, Tensor]:
     """y and the final state. Float32, unchecked."""
     x = rows_of(x)
-    weight = weight.contiguous()
+    weight = weight.t().contiguous()
     bias = None if bias is None else bias.contiguous()
     initial = None if initial is None else initial.contiguous()
     batch, length, channels = x.shape
-    kernel = weight.shape[1]
-    y = torch.empty(batch, length, channels)
-    final = torch.empty(batch, kernel - 1, channels)
+    kernel = weight.shape[0]
+    y = torch.empty(batch, length, channels, dtype=torch.float32)
+    final = torch.empty(batch, kernel - 1, channels, dtype=torch.float32)
     arguments: tuple[int, ...] = (
         batch,
         length,
@@ -237,17 +235,17 @@ def convolution_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, weight, bias and the initial state."""
     x, dy = rows_of(x), rows_of(dy)
-    weight = weight.contiguous()
+    weight = weight.t().contiguous()
     bias = None if bias is None else bias.contiguous()
     initial = None if initial is None else initial.contiguous()
     dfinal = None if dfinal is None else dfinal.contiguous()
     batch, length, channels = x.shape
-    kernel = weight.shape[1]
+    kernel = weight.shape[0]
     places = 1 << (kernel - 1).bit_length()
-    dx = torch.empty(batch, length, channels)
-    dweight = torch.empty(channels, kernel)
-    dbias = torch.empty(channels)
-    dinitial = torch.empty(batch, kernel - 1, channels)
+    dx = torch.empty(batch, length, channels, dtype=torch.float32)
+    dweight = torch.empty(kernel, channels, dtype=torch.float32)
+    dbias = torch.empty(channels, dtype=torch.float32)
+    dinitial = torch.empty(batch, kernel - 1, channels, dtype=torch.float32)
     arguments: tuple[int, ...] = (
         batch,
         length,
@@ -263,4 +261,4 @@ def convolution_backward(
     blocks = -(-channels // LANES)
     work = _BACKWARD_NANOSECONDS * batch * length * blocks * kernel
     run_tasks(_backward, blocks, work, (2 * kernel + places) * LANES, arguments)
-    return dx, dweight, dbias, dinitial
+    return dx, dweight.t(), dbias, dinitial

@@ -121,14 +121,11 @@ class _SelectiveScan(torch.autograd.Function):
             dy = torch.zeros_like(u)
         gradients = scan_backward(u, delta, A, B, C, D, checkpoints, dy, dfinal)
         return tuple(
-            gradient if needed else None
-            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+            gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
         )
 
 
-def _check(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, initial: Tensor | None
-) -> None:
+def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, initial: Tensor | None) -> None:
     check_sequence(_NAME, "u", u)
     batch, length, channels = u.shape
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:

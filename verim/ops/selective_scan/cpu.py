@@ -15,6 +15,8 @@ The sums over channels that make dB and dC are first added up lane by lane over 
 over the lanes, then over the groups: a fixed order, whatever the number of threads.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numba import njit
@@ -31,22 +33,43 @@ from verim.ops.vectors import (
     exp2,
     full,
     load,
-    load_column,
     load_lanes,
     multiply,
     multiply_add,
     prefetch,
     store,
-    store_column,
     store_lanes,
     sum_rows,
+    upper_half,
 )
 from verim.ops.workers import run_tasks
 
-_GROUP_BLOCKS = 8  # of 16 channels: more of them share one sum over lanes, fewer give more tasks
-_INTERVAL_ROWS = 128  # vectors of state within an interval: four arrays of them fill a first-level cache
-_FORWARD_NANOSECONDS, _BACKWARD_NANOSECONDS = 3.0, 5.0  # for 16 channels, one step, one entry of the state
-_AHEAD = 8  # steps: rows lie far apart, so the hardware does not foresee the next one
+GROUP_BLOCKS = 8  # of 16 channels: more of them share one sum over lanes, fewer give more tasks
+AHEAD = 8  # steps: rows lie far apart, so the hardware does not foresee the next one
+UNROLL = 4  # entries of the state are handled by fours
+
+# What is kept of an entry of the state, as vectors that lie side by side: one pointer serves them all.
+FORWARD_ENTRY, DECAY, STATE = 2 * ROW, 0 * ROW, 1 * ROW  # A log2(e), h
+ENTRY, CARRY, TO_A = 3 * ROW, 1 * ROW, 2 * ROW  # A log2(e), c, dA
+# The same for an entry at one step. A step's records end with an empty vector: at distances of 4096 bytes the
+# processor would take a load for one of what was just stored.
+RECORD, DECAYED, AFTER, TO_B, TO_C = 4 * ROW, 0 * ROW, 1 * ROW, 2 * ROW, 3 * ROW  # e, h, dB, dC
+
+_INTERVAL_RECORDS = 128  # of one interval: they fill a first-level cache
+_FORWARD_NANOSECONDS, _BACKWARD_NANOSECONDS = 3.0, 9.0  # for 16 channels, one step, one entry of the state
+
+
+@njit(nogil=True, error_model="numpy")
+def _step(entries: int, B: int, C: int, step: Any, drive: Any, total: Any, state: int) -> Any:
+    """One step of a block: updates the state in `entries`, adds C h to `total`."""
+    for n in range(0, state, UNROLL):
+        for k in range(UNROLL):
+            entry = entries + (n + k) * FORWARD_ENTRY
+            e = exp2(multiply(step, load(entry + DECAY)))
+            h = multiply_add(e, load(entry + STATE), multiply(drive, broadcast(B + (n + k) * BYTES)))
+            store(entry + STATE, h)
+            total = multiply_add(h, broadcast(C + (n + k) * BYTES), total)
+    return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -80,19 +103,19 @@ def _forward(
     """Compiled. Tensors are addresses (0 for None); `_batch` and `_time` are strides in bytes."""
     blocks = (channels + LANES - 1) // LANES
     intervals = (length + interval - 1) // interval
-    decay, h = scratch, scratch + state * ROW
     for task in range(first, last):
         batch, block = task // blocks, task % blocks
         channel = block * LANES
         count = min(channels - channel, LANES)
-        here = (batch * channels + channel) * state * BYTES
+        here = (batch * state * channels + channel) * BYTES
         for n in range(state):
-            column = load_column(A + (channel * state + n) * BYTES, state * BYTES, count)
-            store(decay + n * ROW, multiply(column, full(np.float32(LOG2_E))))
+            entry = scratch + n * FORWARD_ENTRY
+            column = load_lanes(A + (n * channels + channel) * BYTES, count)
+            store(entry + DECAY, multiply(column, full(np.float32(LOG2_E))))
             if initial != 0:
-                store(h + n * ROW, load_column(initial + here + n * BYTES, state * BYTES, count))
+                store(entry + STATE, load_lanes(initial + here + n * channels * BYTES, count))
             else:
-                store(h + n * ROW, full(np.float32(0)))
+                store(entry + STATE, full(np.float32(0)))
         skip = full(np.float32(0))
         if D != 0:
             skip = load_lanes(D + channel * BYTES, count)
@@ -104,16 +127,11 @@ def _forward(
             if checkpoints != 0 and t % interval == 0:
                 kept = checkpoints + ((batch * intervals + t // interval) * blocks + block) * state * ROW
                 for n in range(state):
-                    store(kept + n * ROW, load(h + n * ROW))
-            prefetch(u_row + _AHEAD * u_time)
-            prefetch(delta_row + _AHEAD * delta_time)
+                    store(kept + n * ROW, load(scratch + n * FORWARD_ENTRY + STATE))
+            prefetch(u_row + AHEAD * u_time)
+            prefetch(delta_row + AHEAD * delta_time)
             step, x = load_lanes(delta_row, count), load_lanes(u_row, count)
-            drive, total = multiply(step, x), multiply(skip, x)
-            for n in range(state):
-                e = exp2(multiply(step, load(decay + n * ROW)))
-                new = multiply_add(e, load(h + n * ROW), multiply(drive, broadcast(B_row + n * BYTES)))
-                store(h + n * ROW, new)
-                total = multiply_add(new, broadcast(C_row + n * BYTES), total)
+            total = _step(scratch, B_row, C_row, step, multiply(step, x), multiply(skip, x), state)
             store_lanes(y_row, count, total)
             u_row += u_time
             delta_row += delta_time
@@ -121,7 +139,44 @@ def _forward(
             C_row += C_time
             y_row += channels * BYTES
         for n in range(state):
-            store_column(final + here + n * BYTES, state * BYTES, count, load(h + n * ROW))
+            value = load(scratch + n * FORWARD_ENTRY + STATE)
+            store_lanes(final + here + n * channels * BYTES, count, value)
+
+
+@njit(nogil=True, error_model="numpy")
+def _recompute(record: int, size: int, entries: int, B: int, step: Any, drive: Any, g_y: Any, state: int) -> None:
+    """One step of a block again: keeps e and h in `record`, adds dy h to dC there. The record before holds h."""
+    before = record - size
+    for n in range(0, state, UNROLL):
+        for k in range(UNROLL):
+            at, entry = record + (n + k) * RECORD, entries + (n + k) * ENTRY
+            e = exp2(multiply(step, load(entry + DECAY)))
+            old = load(before + (n + k) * RECORD + AFTER)
+            h = multiply_add(e, old, multiply(drive, broadcast(B + (n + k) * BYTES)))
+            store(at + DECAYED, e)
+            store(at + AFTER, h)
+            store(at + TO_C, multiply_add(g_y, h, load(at + TO_C)))
+
+
+@njit(nogil=True, error_model="numpy")
+def _step_back(
+    record: int, size: int, entries: int, B: int, C: int, step: Any, drive: Any, g_y: Any, state: int
+) -> Any:
+    """One step of a block backwards. Sums over the state of c h_before A log2(e), and of g B."""
+    through_decay = through_drive = full(np.float32(0))
+    before = record - size
+    for n in range(0, state, UNROLL):
+        for k in range(UNROLL):
+            at, entry = record + (n + k) * RECORD, entries + (n + k) * ENTRY
+            g = multiply_add(g_y, broadcast(C + (n + k) * BYTES), load(entry + CARRY))
+            c = multiply(g, load(at + DECAYED))
+            store(entry + CARRY, c)
+            decayed = multiply(c, load(before + (n + k) * RECORD + AFTER))
+            store(entry + TO_A, multiply_add(step, decayed, load(entry + TO_A)))
+            through_decay = multiply_add(decayed, load(entry + DECAY), through_decay)
+            through_drive = multiply_add(g, broadcast(B + (n + k) * BYTES), through_drive)
+            store(at + TO_B, multiply_add(g, drive, load(at + TO_B)))
+    return through_decay, through_drive
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -164,116 +219,111 @@ def _backward(
     """Compiled. Tensors are addresses (0 for None); `_batch` and `_time` are strides in bytes."""
     zero = full(np.float32(0))
     blocks = (channels + LANES - 1) // LANES
-    groups = (blocks + _GROUP_BLOCKS - 1) // _GROUP_BLOCKS
+    groups = (blocks + GROUP_BLOCKS - 1) // GROUP_BLOCKS
     intervals = (length + interval - 1) // interval
-    rows = state * ROW  # bytes of a block's state
-    e_rows = scratch
-    h_rows = e_rows + interval * rows  # the state before step 0, after step 0, ...
-    dB_rows = h_rows + (interval + 1) * rows
-    dC_rows = dB_rows + interval * rows + LANES * ROW
-    decay_rows = dC_rows + interval * rows + LANES * ROW
-    carry_rows = decay_rows + _GROUP_BLOCKS * rows
-    dA_rows = carry_rows + _GROUP_BLOCKS * rows
-    dD_rows = dA_rows + _GROUP_BLOCKS * rows
+    size = state * RECORD + ROW  # of a step's records
+    dD_rows = scratch
+    all_entries = dD_rows + GROUP_BLOCKS * ROW
+    start_record = all_entries + GROUP_BLOCKS * state * ENTRY  # holds the checkpoint; the steps' records follow
     for task in range(first, last):
         batch, group = task // groups, task % groups
-        first_block = group * _GROUP_BLOCKS
-        members = min(blocks - first_block, _GROUP_BLOCKS)
+        first_block = group * GROUP_BLOCKS
+        members = min(blocks - first_block, GROUP_BLOCKS)
         for member in range(members):
             channel = (first_block + member) * LANES
             count = min(channels - channel, LANES)
-            here = (batch * channels + channel) * state * BYTES
+            here = (batch * state * channels + channel) * BYTES
             store(dD_rows + member * ROW, zero)
             for n in range(state):
-                place = member * rows + n * ROW
-                column = load_column(A + (channel * state + n) * BYTES, state * BYTES, count)
-                store(decay_rows + place, multiply(column, full(np.float32(LOG2_E))))
-                store(dA_rows + place, zero)
+                entry = all_entries + (member * state + n) * ENTRY
+                column = load_lanes(A + (n * channels + channel) * BYTES, count)
+                store(entry + DECAY, multiply(column, full(np.float32(LOG2_E))))
+                store(entry + TO_A, zero)
                 if dfinal != 0:
-                    column = load_column(dfinal + here + n * BYTES, state * BYTES, count)
-                    store(carry_rows + place, column)
+                    store(entry + CARRY, load_lanes(dfinal + here + n * channels * BYTES, count))
                 else:
-                    store(carry_rows + place, zero)
+                    store(entry + CARRY, zero)
         for back in range(intervals):
-            start = (intervals - 1 - back) * interval
+            index = intervals - 1 - back
+            start = index * interval
             steps = min(interval, length - start)
-            for row in range(steps * state):
-                store(dB_rows + row * ROW, zero)
-                store(dC_rows + row * ROW, zero)
+            record = start_record
+            for _ in range(steps):
+                record += size
+                for n in range(state):
+                    store(record + n * RECORD + TO_B, zero)
+                    store(record + n * RECORD + TO_C, zero)
             for member in range(members):
                 block = first_block + member
                 channel = block * LANES
                 count = min(channels - channel, LANES)
-                decay, carry = decay_rows + member * rows, carry_rows + member * rows
-                dA_row = dA_rows + member * rows
-                kept = checkpoints + ((batch * intervals + start // interval) * blocks + block) * rows
+                entries = all_entries + member * state * ENTRY
+                # where the next turn begins: the next block, or the first one an interval earlier
+                turn = (0, 1) if member < members - 1 else (-interval, -member)
+                kept = checkpoints + ((batch * intervals + index) * blocks + block) * state * ROW
+                next_kept = kept + ROW * state if turn[0] == 0 else kept - (blocks + member) * state * ROW
                 for n in range(state):
-                    store(h_rows + n * ROW, load(kept + n * ROW))
+                    store(start_record + n * RECORD + AFTER, load(kept + n * ROW))
+                    prefetch(next_kept + n * ROW)
                 u_row = u + batch * u_batch + start * u_time + channel * BYTES
                 delta_row = delta + batch * delta_batch + start * delta_time + channel * BYTES
+                dy_row = dy + batch * dy_batch + start * dy_time + channel * BYTES
                 B_row = B + batch * B_batch + start * B_time
                 C_row = C + batch * C_batch + start * C_time
-                e_row, h_row = e_rows, h_rows
+                record = start_record
                 for _ in range(steps):
-                    step = load_lanes(delta_row, count)
-                    drive = multiply(step, load_lanes(u_row, count))
-                    for n in range(state):
-                        e = exp2(multiply(step, load(decay + n * ROW)))
-                        new = multiply_add(e, load(h_row), multiply(drive, broadcast(B_row + n * BYTES)))
-                        store(e_row, e)
-                        store(h_row + rows, new)
-                        e_row += ROW
-                        h_row += ROW
+                    record += size
+                    step, x, g_y = load_lanes(delta_row, count), load_lanes(u_row, count), load_lanes(dy_row, count)
+                    _recompute(record, size, entries, B_row, step, multiply(step, x), g_y, state)
                     u_row += u_time
                     delta_row += delta_time
+                    dy_row += dy_time
                     B_row += B_time
+                    C_row += C_time
                 skip = zero
                 if D != 0:
                     skip = load_lanes(D + channel * BYTES, count)
                 dD_sum = load(dD_rows + member * ROW)
-                for behind in range(steps):
-                    i = steps - 1 - behind
-                    t = start + i
+                out = ((batch * length + start + steps) * channels + channel) * BYTES
+                for _ in range(steps):
                     u_row -= u_time
                     delta_row -= delta_time
+                    dy_row -= dy_time
                     B_row -= B_time
-                    at = (batch * length + t) * channels * BYTES + channel * BYTES
-                    g_y = load_lanes(dy + batch * dy_batch + t * dy_time + channel * BYTES, count)
-                    step, x = load_lanes(delta_row, count), load_lanes(u_row, count)
-                    drive = multiply(step, x)
-                    C_t = C_row + i * C_time
-                    through_decay, through_drive = zero, zero
-                    for n in range(state):
-                        place = (i * state + n) * ROW
-                        g = multiply_add(g_y, broadcast(C_t + n * BYTES), load(carry + n * ROW))
-                        c = multiply(g, load(e_rows + place))
-                        store(carry + n * ROW, c)
-                        through = multiply(c, load(h_rows + place))
-                        store(dA_row + n * ROW, multiply_add(step, through, load(dA_row + n * ROW)))
-                        through_decay = multiply_add(through, load(decay + n * ROW), through_decay)
-                        through_drive = multiply_add(g, broadcast(B_row + n * BYTES), through_drive)
-                        store(dB_rows + place, multiply_add(g, drive, load(dB_rows + place)))
-                        after = load(h_rows + place + rows)
-                        store(dC_rows + place, multiply_add(g_y, after, load(dC_rows + place)))
+                    C_row -= C_time
+                    out -= channels * BYTES
+                    prefetch(u_row + turn[0] * u_time + turn[1] * ROW)
+                    prefetch(delta_row + turn[0] * delta_time + turn[1] * ROW)
+                    prefetch(dy_row + turn[0] * dy_time + turn[1] * ROW)
+                    step, x, g_y = load_lanes(delta_row, count), load_lanes(u_row, count), load_lanes(dy_row, count)
+                    through_decay, through_drive = _step_back(
+                        record, size, entries, B_row, C_row, step, multiply(step, x), g_y, state
+                    )
                     through_decay = multiply(through_decay, full(np.float32(LN_2)))
-                    store_lanes(ddelta + at, count, multiply_add(through_drive, x, through_decay))
-                    store_lanes(du + at, count, multiply_add(through_drive, step, multiply(skip, g_y)))
+                    store_lanes(ddelta + out, count, multiply_add(through_drive, x, through_decay))
+                    store_lanes(du + out, count, multiply_add(through_drive, step, multiply(skip, g_y)))
                     dD_sum = multiply_add(g_y, x, dD_sum)
+                    record -= size
                 store(dD_rows + member * ROW, dD_sum)
-            out = (((group * batches + batch) * length + start) * state) * BYTES
-            for row in range(0, steps * state, LANES):
-                count = min(steps * state - row, LANES)
-                store_lanes(dB + out + row * BYTES, count, sum_rows(dB_rows + row * ROW))
-                store_lanes(dC + out + row * BYTES, count, sum_rows(dC_rows + row * ROW))
+            out = ((group * batches + batch) * length + start) * state * BYTES
+            record = start_record
+            for _ in range(steps):
+                record += size
+                for n in range(0, state, LANES // 2):
+                    sums = sum_rows(record + n * RECORD + TO_B, RECORD, TO_C - TO_B)
+                    count = min(state - n, LANES // 2)
+                    store_lanes(dB + out + n * BYTES, count, sums)
+                    store_lanes(dC + out + n * BYTES, count, upper_half(sums))
+                out += state * BYTES
         for member in range(members):
             channel = (first_block + member) * LANES
             count = min(channels - channel, LANES)
-            here = (batch * channels + channel) * state * BYTES
+            here = (batch * state * channels + channel) * BYTES
             store_lanes(dD + (batch * channels + channel) * BYTES, count, load(dD_rows + member * ROW))
             for n in range(state):
-                place = member * rows + n * ROW
-                store_column(dA + here + n * BYTES, state * BYTES, count, load(dA_rows + place))
-                store_column(dinitial + here + n * BYTES, state * BYTES, count, load(carry_rows + place))
+                entry = all_entries + (member * state + n) * ENTRY
+                store_lanes(dA + here + n * channels * BYTES, count, load(entry + TO_A))
+                store_lanes(dinitial + here + n * channels * BYTES, count, load(entry + CARRY))
 
 
 def scan_forward(
@@ -287,32 +337,25 @@ def scan_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, the final state, and with `keep` the checkpoints for `scan_backward`. Float32, unchecked."""
-    u, delta, B, C = rows_of(u), rows_of(delta), rows_of(B), rows_of(C)
-    A = A.contiguous()
+    u, delta, B, C = rows_of(u), rows_of(delta), _filled(rows_of(B)), _filled(rows_of(C))
     batch, length, channels = u.shape
-    state = A.shape[1]
+    state, entries = A.shape[1], B.shape[2]
+    A = _filled(A).t().contiguous()
     D = None if D is None else D.contiguous()
-    initial = None if initial is None else initial.contiguous()
-    interval = _interval(length, state)
+    initial = None if initial is None else _filled(initial).transpose(1, 2).contiguous()
+    interval = _interval(length, entries)
     blocks = -(-channels // LANES)
-    y = torch.empty(batch, length, channels)
-    final = torch.empty(batch, channels, state)
-    checkpoints = torch.empty(batch, -(-length // interval), blocks, state, LANES) if keep else None
-    tasks = batch * blocks
-    arguments: tuple[int, ...] = (
-        length,
-        channels,
-        state,
-        interval,
-        *place_of(u),
-        *place_of(delta),
-        A.data_ptr(),
-        *place_of(B),
-        *place_of(C),
-    )
-    arguments += (address_of(D), address_of(initial), y.data_ptr(), final.data_ptr(), address_of(checkpoints))
-    run_tasks(_forward, tasks, _FORWARD_NANOSECONDS * tasks * length * state, 2 * state * LANES, arguments)
-    return y, final, checkpoints
+    y = torch.empty(batch, length, channels, dtype=torch.float32)
+    final = torch.empty(batch, entries, channels, dtype=torch.float32)
+    checkpoints = None
+    if keep:
+        checkpoints = torch.empty(batch, -(-length // interval), blocks, entries, LANES, dtype=torch.float32)
+    arguments: tuple[int, ...] = (length, channels, entries, interval, *place_of(u), *place_of(delta))
+    arguments += (A.data_ptr(), *place_of(B), *place_of(C), address_of(D), address_of(initial))
+    arguments += (y.data_ptr(), final.data_ptr(), address_of(checkpoints))
+    work = _FORWARD_NANOSECONDS * batch * blocks * length * entries
+    run_tasks(_forward, batch * blocks, work, entries * FORWARD_ENTRY // BYTES, arguments)
+    return y, final.transpose(1, 2)[..., :state], checkpoints
 
 
 def scan_backward(
@@ -327,47 +370,42 @@ def scan_backward(
     dfinal: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The gradients of u, delta, A, B, C, D and the initial state."""
-    u, delta, B, C, dy = rows_of(u), rows_of(delta), rows_of(B), rows_of(C), rows_of(dy)
-    A = A.contiguous()
+    u, delta, dy = rows_of(u), rows_of(delta), rows_of(dy)
+    B, C = _filled(rows_of(B)), _filled(rows_of(C))
     batch, length, channels = u.shape
-    state = A.shape[1]
+    state, entries = A.shape[1], B.shape[2]
+    A = _filled(A).t().contiguous()
     D = None if D is None else D.contiguous()
-    dfinal = None if dfinal is None else dfinal.contiguous()
-    interval = _interval(length, state)
+    dfinal = None if dfinal is None else _filled(dfinal).transpose(1, 2).contiguous()
+    interval = _interval(length, entries)
     blocks = -(-channels // LANES)
-    groups = -(-blocks // _GROUP_BLOCKS)
-    du, ddelta = torch.empty(2, batch, length, channels)
-    dA, dinitial = torch.empty(2, batch, channels, state)
-    dB, dC = torch.empty(2, groups, batch, length, state)
-    dD = torch.empty(batch, channels)
-    scratch = LANES * (state * (4 * interval + 1 + 3 * _GROUP_BLOCKS) + 2 * LANES + _GROUP_BLOCKS)
-    arguments: tuple[int, ...] = (
-        batch,
-        length,
-        channels,
-        state,
-        interval,
-        *place_of(u),
-        *place_of(delta),
-        A.data_ptr(),
-    )
-    arguments += (
-        *place_of(B),
-        *place_of(C),
-        address_of(D),
-        checkpoints.data_ptr(),
-        *place_of(dy),
-        address_of(dfinal),
-    )
+    groups = -(-blocks // GROUP_BLOCKS)
+    du, ddelta = torch.empty(2, batch, length, channels, dtype=torch.float32)
+    dA, dinitial = torch.empty(2, batch, entries, channels, dtype=torch.float32)
+    dB, dC = torch.empty(2, groups, batch, length, entries, dtype=torch.float32)
+    dD = torch.empty(batch, channels, dtype=torch.float32)
+    scratch = GROUP_BLOCKS * (ROW + entries * ENTRY) + (interval + 1) * (entries * RECORD + ROW)
+    scratch += UNROLL * RECORD  # the sums read eight entries at a time
+    arguments: tuple[int, ...] = (batch, length, channels, entries, interval, *place_of(u), *place_of(delta))
+    arguments += (A.data_ptr(), *place_of(B), *place_of(C), address_of(D), checkpoints.data_ptr())
+    arguments += (*place_of(dy), address_of(dfinal))
     arguments += tuple(tensor.data_ptr() for tensor in (du, ddelta, dA, dB, dC, dD, dinitial))
-    work = _BACKWARD_NANOSECONDS * batch * blocks * length * state
-    run_tasks(_backward, batch * groups, work, scratch, arguments)
-    return du, ddelta, dA.sum(0), _sum_first(dB), _sum_first(dC), dD.sum(0), dinitial
+    work = _BACKWARD_NANOSECONDS * batch * blocks * length * entries
+    run_tasks(_backward, batch * groups, work, scratch // BYTES, arguments)
+    gradients = (_sum_first(dA).t(), _sum_first(dB), _sum_first(dC), dinitial.transpose(1, 2))
+    dA, dB, dC, dinitial = (gradient[..., :state] for gradient in gradients)
+    return du, ddelta, dA, dB, dC, _sum_first(dD), dinitial
 
 
-def _interval(length: int, state: int) -> int:
-    """Steps between checkpoints: a cache's worth of states, and never more memory than two inputs' worth."""
-    return max(1, min(length, max(_INTERVAL_ROWS // state, -(-state // 2))))
+def _interval(length: int, entries: int) -> int:
+    """Steps between checkpoints: a cache's worth of records, and checkpoints of at most two inputs' size."""
+    return max(1, min(length, max(_INTERVAL_RECORDS // entries, entries // 2)))
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """Zeros appended to the last axis, the entries of the state, up to a multiple of `UNROLL`."""
+    missing = -tensor.shape[-1] % UNROLL
+    return tensor if missing == 0 else torch.nn.functional.pad(tensor, (0, missing))
 
 
 def _sum_first(tensor: Tensor) -> Tensor:
