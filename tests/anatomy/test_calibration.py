@@ -47,6 +47,18 @@ def test_the_figures_are_plausible_and_take_less_than_ten_seconds(
     assert calibrate() == figures
 
 
+def test_the_number_of_threads_comes_back_also_after_a_failure() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError), calibration._threads(1):
+            assert torch.get_num_threads() == 1
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_it_is_measured_once_and_again_when_asked(measured: list[int]) -> None:
     assert [calibrate().seconds, calibrate().seconds, calibrate(refresh=True).seconds] == [1.0, 1.0, 2.0]
     assert calibrate().seconds == 2.0
