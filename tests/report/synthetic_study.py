@@ -73,13 +73,10 @@ def _architecture(rng: random.Random, name: str) -> dict[str, Any]:
                 "bits_per_byte": floor,
                 "interior": True,
                 "warning": None,
-                "parabola": {
-                    "curvature": curvature,
-                    "center_log10": center,
-                    "floor": floor,
-                    "low": sizes[0],
-                    "high": sizes[-1],
-                },
+                "curve": [
+                    [size, floor + curvature * (math.log10(size) - center) ** 2]
+                    for size in (sizes[0] * (sizes[-1] / sizes[0]) ** (step / 20) for step in range(21))
+                ],
             }
         )
     E, A, B, alpha, beta = surface

@@ -236,7 +236,7 @@ def test_six_architectures_have_six_markers() -> None:
 def test_minima_on_the_edge_and_their_warnings_are_told() -> None:
     study = changed(warnings=["no minimum of mamba lies inside the ladder"])
     for low in study["architectures"]["mamba"]["minima"]:
-        low |= {"interior": False, "warning": "the minimum lies at the largest size", "parabola": None}
+        low |= {"interior": False, "warning": "the minimum lies at the largest size", "curve": None}
     page = page_of(study)
     assert page.has("To be careful about")
     assert page.has("no minimum of mamba lies inside the ladder")

@@ -31,14 +31,14 @@ def trainer(directory: Path, architecture: str = "transformer", **changes: objec
     return Trainer(model, task, config, RunDirectory(directory))
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_at(last: int):
     def progress(step: int) -> None:
         if step == last:
-            raise Stopped
+            raise StoppedError
 
     return progress
 
@@ -46,7 +46,7 @@ def stop_at(last: int):
 def run(directory: Path, architecture: str = "transformer", stops: tuple[int, ...] = ()) -> tuple[Trainer, dict]:
     for stop in stops:
         held = trainer(directory, architecture)
-        with pytest.raises(Stopped), held.run.writing():
+        with pytest.raises(StoppedError), held.run.writing():
             held.train({"a": 1}, stop_at(stop))
     held = trainer(directory, architecture)
     with held.run.writing():

@@ -130,17 +130,10 @@ def _hover(*lines: str) -> str:
     return "<br>".join(plain(line) for line in lines)
 
 
-def _parabola(parabola: Figure | None) -> tuple[list[float], list[float]]:
-    """Points of `floor + curvature (log₁₀ N − center)²` for N from low to high; none where one is unknown."""
-    names = ("curvature", "center_log10", "floor", "low", "high")
-    known = [at(parabola, name) for name in names]
-    if any(value is None for value in known):
-        return [], []
-    curvature, center, floor, low, high = known
-    if not 0 < low < high:
-        return [], []
-    logs = [math.log10(low) + step / 48 * math.log10(high / low) for step in range(49)]
-    return [10**log for log in logs], [floor + curvature * (log - center) ** 2 for log in logs]
+def _curve(points: Any) -> tuple[list[float], list[float]]:
+    """The points (N, loss) of a fitted curve as two lists; none where there is no curve."""
+    known = [point for point in points or [] if point and all(point)]
+    return [size for size, _ in known], [loss for _, loss in known]
 
 
 def isoflop_axes(study: Study) -> dict[str, tuple[Figure, Figure]]:
@@ -163,7 +156,7 @@ def isoflop_axes(study: Study) -> dict[str, tuple[Figure, Figure]]:
 
 
 def isoflop(found: Figure, index: int, axes: tuple[Figure, Figure]) -> Figure:
-    """Runs of one architecture, each budget's parabola and its minimum; the paler, the smaller the budget.
+    """Runs of one architecture, each budget's fitted curve and its minimum; the paler, the smaller the budget.
 
     A minimum inside the ladder is a large filled marker, one on its edge a large hollow one.
     """
@@ -179,7 +172,7 @@ def isoflop(found: Figure, index: int, axes: tuple[Figure, Figure]) -> Figure:
         mine.sort(key=lambda run: run["non_embedding"])
         lows = [low for low in minima if low["budget"] == budget]
         for low in lows:
-            x, y = _parabola(low["parabola"])
+            x, y = _curve(low["curve"])
             line = {"color": f"{colour(index)}/{opacity:.2f}", "width": 1.8}
             data.append({**_LINE, "x": x, "y": y, "line": line})
         data.append(

@@ -12,16 +12,16 @@ from verim.train.rules import recipe
 
 RUNG_RATIO = 3.0
 """How much larger a budget is than the one below it."""
-LEAST_BUDGET = 1e10
+LEAST_BUDGET = 5e9
 """FLOPs below which a run has too few steps to say anything about scale."""
 LEAST_RUNGS, MOST_RUNGS = 3, 5
-SIZES = 6
+SIZES = 5
 SIZE_RATIO = 1.7
-"""Six sizes 1.7× apart span 14×: a minimum may lie 3.7× off the expected one and is still inside."""
+"""Five sizes 1.7× apart span 8×: a minimum may lie 2.9× off the expected one and is still inside."""
 REPEATED_RUNGS = 2
 """On so many of the lowest rungs one run of each architecture is repeated with another seed: that is the noise."""
 
-EXPECTED_OPTIMUM = {"transformer": (7.0e3, 1e11, 0.5), "mamba": (7.0e3, 1e11, 0.5)}
+EXPECTED_OPTIMUM = {"transformer": (2.6e4, 1e11, 0.45), "mamba": (2.6e4, 1e11, 0.45)}
 """Where to look for the minimum: N = N₀ (C / C₀)^a, (N₀, C₀, a) as measured on the default corpus (docs/LOG.md)."""
 
 

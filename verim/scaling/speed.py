@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from verim.models import LanguageModel, architecture_config
 from verim.train import AdamWConfig
 from verim.train.rules import LENGTH
 from verim.train.step import update
-from verim.train.task import cross_entropy
+from verim.train.task import next_token_loss
 
 WIDTHS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 """The sizes a study chooses from."""
 _BATCHES = (4, 16)
+_SLOWEST_STEP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,46 @@ class Candidate:
         return asdict(self)
 
 
-def measure(architecture: str, widths: Iterable[int], seconds: float) -> list[Candidate]:
-    """Measures sizes from the smallest up until `seconds` are spent; each size by the median of a few steps."""
+def measure(architecture: str, widths: Sequence[int], seconds: float) -> list[Candidate]:
+    """The candidates of `widths` (rising), measured until `seconds` are spent, the rest at the FLOP/s of the last.
+
+    What a first step costs once (compiling kernels, say) is not counted. A larger model reaches more FLOP/s, so a
+    candidate that was not measured is rather faster than it says. Sizes too slow for any study are left out.
+    """
+    measure_width(architecture, widths[0])
     measured: list[Candidate] = []
     deadline = time.perf_counter() + seconds
     for width in widths:
         began = time.perf_counter()
+        if began > deadline:
+            guessed = _like(measured[-1], architecture, width)
+            if guessed.small_step_seconds > _SLOWEST_STEP_SECONDS:
+                break
+            measured.append(guessed)
+            continue
         measured.append(measure_width(architecture, width))
-        took = time.perf_counter() - began
-        if time.perf_counter() + 2 * took > deadline:
-            break
+        if time.perf_counter() + 2 * (time.perf_counter() - began) > deadline:
+            deadline = 0.0
     return measured
+
+
+def _like(known: Candidate, architecture: str, width: int) -> Candidate:
+    """A size as fast, in FLOP/s, as a known one."""
+    with torch.device("meta"):  # counts need no memory
+        model = LanguageModel(architecture_config(architecture, width))
+    counts, flops = model.parameter_count(), model.flops(LENGTH)
+    slower = flops / known.flops_per_token
+    return replace(
+        known,
+        width=width,
+        depth=model.config.depth,
+        heads=getattr(model.config.mixer, "heads", None),
+        non_embedding=counts.non_embedding,
+        total=counts.total,
+        flops_per_token=flops,
+        small_step_seconds=known.small_step_seconds * slower,
+        large_step_seconds=known.large_step_seconds * slower,
+    )
 
 
 def measure_width(architecture: str, width: int) -> Candidate:
@@ -81,6 +111,6 @@ def _step_seconds(model: LanguageModel, optimiser: torch.optim.Optimizer, batch:
     times: list[float] = []
     while len(times) < 3 or (sum(times) < 0.1 and len(times) < 20):
         began = time.perf_counter()
-        update(model, optimiser, cross_entropy(model, tokens[:, :-1], tokens[:, 1:]), clip=1.0)
+        update(model, optimiser, next_token_loss(model, tokens[:, :-1], tokens[:, 1:]), clip=1.0)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

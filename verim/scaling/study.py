@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from verim.anatomy.calibration import calibrate
 from verim.anatomy.machine import machine_card, usable_cores
 from verim.data.corpus import load_corpus
-from verim.errors import InputError
+from verim.errors import BusyError, InputError, VerimError
 from verim.generate import sample
 from verim.models import ARCHITECTURES, LanguageModel, architecture_config
 from verim.runs import RunDirectory, locked
@@ -118,8 +118,23 @@ def stored_config(directory: Path) -> StudyConfig:
 def run_study(directory: Path, watcher: Watcher, wait_seconds: float = 5.0) -> dict[str, Any]:
     """Runs the study in `directory` from where it is to its end; returns what study.json then holds.
 
-    Raises `BusyError` where another process is at it.
+    Raises `BusyError` where another process is at it. A study that fails before its ladder is fixed has nothing worth
+    keeping and leaves nothing behind.
     """
+    try:
+        return _run_locked(directory, watcher, wait_seconds)
+    except BusyError:
+        raise
+    except VerimError:
+        if not (directory / "ladder.json").exists():
+            for name in ("config.json", "corpus.json", CORPUS_FILE, ".lock"):
+                (directory / name).unlink(missing_ok=True)
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise
+
+
+def _run_locked(directory: Path, watcher: Watcher, wait_seconds: float) -> dict[str, Any]:
     with locked(directory, wait_seconds):
         finished = directory / "study.json"
         if finished.exists():

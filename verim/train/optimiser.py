@@ -37,7 +37,7 @@ class AdamWConfig:
         """The optimiser of `model`; each group keeps its own rate as `base_rate` for the schedule to scale."""
         matrices: dict[int, list[nn.Parameter]] = {}
         for module in model.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and isinstance(module.weight, nn.Parameter):
                 matrices.setdefault(module.in_features, []).append(module.weight)
         in_matrices = {id(weight) for weights in matrices.values() for weight in weights}
         others = [weight for weight in model.parameters() if id(weight) not in in_matrices]

@@ -15,9 +15,9 @@ LENGTH = 128
 
 RULES = {
     "length": f"{LENGTH} bytes a sequence",
-    "batch": "sequences grow with the tokens of the run, tokens^0.4 (nanochat measures 0.38), in powers of 2; our sweep",
+    "batch": "sequences grow as the square root of the tokens of the run, in powers of 2 (our sweep)",
     "learning rate": "one rate for every width: matrices take 32 / fan_in of it (Yang et al. 2022, table 8); our sweep",
-    "schedule": "5 % warm-up, then constant, then linear to zero over the last 40 % (Hägele et al. 2024); our sweep",
+    "schedule": "2 % warm-up, then constant, then linear to zero over the last 40 % (Hägele et al. 2024); our sweep",
 }
 """What the rules say, in words, for whoever reads a ladder."""
 
@@ -35,8 +35,8 @@ class Recipe:
 
 
 def batch_sequences(tokens: float) -> int:
-    """Sequences a batch for a run of `tokens`: the power of 2 nearest to 8 · (tokens / 1e6)^0.4, at least 4."""
-    return max(4, 2 ** round(math.log2(8 * (tokens / 1e6) ** 0.4)))
+    """Sequences a batch for a run of `tokens`: the power of 2 nearest to 6.5 · (tokens / 1e6)^0.5, at least 4."""
+    return max(4, 2 ** round(math.log2(6.5 * (tokens / 1e6) ** 0.5)))
 
 
 def recipe(tokens: float, evaluations: int = 1) -> Recipe:
@@ -45,6 +45,6 @@ def recipe(tokens: float, evaluations: int = 1) -> Recipe:
     steps = max(20, round(tokens / (batch * LENGTH)))
     optimiser = AdamWConfig(learning_rate=0.03)
     trainer = TrainerConfig(
-        steps, optimiser, warmup=max(1, round(0.05 * steps)), decay=round(0.4 * steps), evaluations=evaluations
+        steps, optimiser, warmup=max(1, round(0.02 * steps)), decay=round(0.4 * steps), evaluations=evaluations
     )
     return Recipe(batch, LENGTH, trainer)

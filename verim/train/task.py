@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from verim import ops
 from verim.data.loader import Loader, evaluation_batches
 from verim.measures import bits_per_byte
 
@@ -32,15 +33,15 @@ class ByteLanguageModelling:
         self.evaluation = list(evaluation_batches(held_out, 64, length, evaluation_bytes))
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
-        return cross_entropy(model, *self.loader.batch(step))
+        return next_token_loss(model, *self.loader.batch(step))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        nats = sum(cross_entropy(model, *batch, reduction="sum").item() for batch in self.evaluation)
+        nats = sum(next_token_loss(model, *batch, reduction="sum").item() for batch in self.evaluation)
         return {"bits_per_byte": bits_per_byte(nats, sum(targets.numel() for _, targets in self.evaluation))}
 
 
-def cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats of the model's predictions."""
     logits, _ = model(inputs)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+    return ops.cross_entropy(logits, targets, reduction=reduction)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from verim.errors import InputError
 from verim.nn.mixers.mixer import Mixer
 from verim.ops import causal_conv1d, selective_scan
-from verim.ops.causal_conv1d import cost as convolution_cost
-from verim.ops.selective_scan import cost as scan_cost
+from verim.ops.causal_conv1d import cost as convolution
+from verim.ops.selective_scan import cost as scan
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ class Mamba(Mixer):
     def flops(self, length: int) -> tuple[float, float]:
         layers = (self.into, self.select, self.delta, self.out)
         weights = 2 * sum(layer.weight.numel() for layer in layers)
-        convolution = convolution_cost.flops(1, 1, self.inner, self.kernel)
-        scan = scan_cost.flops(1, 1, self.inner, self.state)
-        return (
-            weights + convolution.forward + scan.forward,
-            2 * weights + convolution.backward + scan.backward,
-        )
+        across, along = (1, 1, self.inner, self.kernel), (1, 1, self.inner, self.state)
+        forward = convolution.forward_cost(*across) + scan.forward_cost(*along)
+        backward = convolution.backward_cost(*across) + scan.backward_cost(*along)
+        return weights + forward.flops, 2 * weights + backward.flops
