@@ -163,7 +163,8 @@ def test_every_verb_keeps_the_grammar(verb: str, capsys: pytest.CaptureFixture[s
     output = " ".join(capsys.readouterr().out.split())
     assert output.startswith(f"usage: verim {verb}")
     for field in dataclasses.fields(command):
-        assert field.name.replace("_", "-") in output.lower()
+        if "Positional" not in str(field.type):  # these show by their metavar alone
+            assert f"--{field.name.replace('_', '-')}" in output
 
 
 def test_every_command_of_a_module_is_a_verb() -> None:
