@@ -5,15 +5,11 @@ from torch import Tensor
 from verim.errors import InputError
 
 
-def check_tensor(
-    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str, like: Tensor
-) -> None:
+def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
     """Raises `InputError` unless `tensor` has `shape` (`meaning` in words), and type and device of `like`."""
 
     if tensor.shape != shape:
-        raise InputError(
-            f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}"
-        )
+        raise InputError(f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}")
     if tensor.dtype is not like.dtype:
         raise InputError(
             f"{op}: argument {name} is {tensor.dtype}, expected {like.dtype} like the first argument: "
@@ -29,8 +25,6 @@ def check_tensor(
 def check_sequence(op: str, name: str, tensor: Tensor) -> None:
     """Raises `InputError` unless `tensor` is a real floating-point tensor [batch, length, channels]."""
     if tensor.dim() != 3:
-        raise InputError(
-            f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected [batch, length, channels]"
-        )
+        raise InputError(f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected [batch, length, channels]")
     if not tensor.is_floating_point():
         raise InputError(f"{op}: argument {name} is {tensor.dtype}, expected a floating-point data type")

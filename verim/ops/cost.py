@@ -11,9 +11,8 @@ class Cost:
       other elementwise function is 1 FLOP, whatever instructions it takes.
     - `recomputed_flops`: forward work done a second time in the backward pass to save memory. Hardware FLOPs
       are `flops + recomputed_flops`.
-    - `bytes`: each input read once, each output written once, and what is kept between the passes. Traffic
-      inside caches is not counted: this is the least that any implementation with the same memory plan can
-      move.
+    - `bytes`: each input read once, each output written once. Traffic inside caches, and what an implementation
+      keeps between the passes for itself, are not counted: no implementation can move less.
     """
 
     flops: int

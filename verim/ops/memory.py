@@ -10,8 +10,9 @@ def rows_of(tensor: Tensor) -> Tensor:
 
 def place_of(tensor: Tensor) -> tuple[int, int, int]:
     """The address of `tensor` and the bytes from one batch row and from one step to the next."""
+    batch, time, _ = tensor.stride()
     size = tensor.element_size()
-    return tensor.data_ptr(), tensor.stride(0) * size, tensor.stride(1) * size
+    return tensor.data_ptr(), batch * size, time * size
 
 
 def address_of(tensor: Tensor | None) -> int:

@@ -31,8 +31,9 @@ def run_tasks(
     address `scratch`, aligned to 64 bytes, to itself. Tasks must write to different places, or the result
     would depend on the schedule.
     """
+    assert scratch_floats % 16 == 0, "scratch is aligned to 64 bytes for every thread"
     threads = min(torch.get_num_threads(), tasks, 1 + int(nanoseconds / _WORTH_A_THREAD))
-    scratch = torch.empty(max(threads, 1), scratch_floats, dtype=torch.float32)
+    scratch = torch.empty(max(threads, 1), scratch_floats, dtype=torch.float32, device="cpu")
     if threads <= 1:
         kernel(0, tasks, scratch.data_ptr(), *arguments)
         return

@@ -5,13 +5,13 @@ from typing import Any, Literal, overload
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from verim.errors import InputError
 from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import takes_fast_path
 from verim.ops.causal_conv1d.cpu import convolution_backward, convolution_forward
 from verim.ops.causal_conv1d.reference import causal_conv1d_reference
+from verim.ops.derivatives import refuse_second_derivative
 
 _NAME = "causal_conv1d"
 Sequence = Float[Tensor, "batch length channels"]
@@ -101,8 +101,8 @@ class _CausalConvolution(torch.autograd.Function):
         return convolution_forward(x, weight, bias, initial, activation)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative(_NAME)
         x, weight, bias, initial = ctx.saved_tensors
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(x)
@@ -111,9 +111,7 @@ class _CausalConvolution(torch.autograd.Function):
         return (*(g if needed[i] else None for i, g in enumerate(gradients)), None)
 
 
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, activation: str | None
-) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, activation: str | None) -> None:
     check_sequence(_NAME, "x", x)
     batch, _, channels = x.shape
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:

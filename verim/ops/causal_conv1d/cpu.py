@@ -17,6 +17,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from verim.ops.compiled import compiled
 from verim.ops.memory import address_of, place_of, rows_of
 from verim.ops.vectors import (
     BYTES,
@@ -67,7 +68,7 @@ def _input(
     return full(np.float32(0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _forward(
     first: int,
     last: int,
@@ -112,7 +113,7 @@ def _forward(
                 store_lanes(final + ((batch * before + k) * channels + channel) * BYTES, count, value)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _backward(
     first: int,
     last: int,
@@ -166,9 +167,7 @@ def _backward(
                     if silu:
                         z = offset
                         for k in range(kernel):
-                            value = _input(
-                                x_row, x_time, initial, batch, channels, channel, before, t + k, count
-                            )
+                            value = _input(x_row, x_time, initial, batch, channels, channel, before, t + k, count)
                             z = multiply_add(value, load(scratch + k * ROW), z)
                         s = _sigmoid(z)
                         g = multiply(g, multiply(s, multiply_add(z, subtract(one, s), one)))
@@ -206,8 +205,8 @@ def convolution_forward(
     initial = None if initial is None else initial.contiguous()
     batch, length, channels = x.shape
     kernel = weight.shape[0]
-    y = torch.empty(batch, length, channels, dtype=torch.float32)
-    final = torch.empty(batch, kernel - 1, channels, dtype=torch.float32)
+    y = torch.empty(batch, length, channels, dtype=torch.float32, device="cpu")
+    final = torch.empty(batch, kernel - 1, channels, dtype=torch.float32, device="cpu")
     arguments: tuple[int, ...] = (
         batch,
         length,
@@ -242,10 +241,10 @@ def convolution_backward(
     batch, length, channels = x.shape
     kernel = weight.shape[0]
     places = 1 << (kernel - 1).bit_length()
-    dx = torch.empty(batch, length, channels, dtype=torch.float32)
-    dweight = torch.empty(kernel, channels, dtype=torch.float32)
-    dbias = torch.empty(channels, dtype=torch.float32)
-    dinitial = torch.empty(batch, kernel - 1, channels, dtype=torch.float32)
+    dx = torch.empty(batch, length, channels, dtype=torch.float32, device="cpu")
+    dweight = torch.empty(kernel, channels, dtype=torch.float32, device="cpu")
+    dbias = torch.empty(channels, dtype=torch.float32, device="cpu")
+    dinitial = torch.empty(batch, kernel - 1, channels, dtype=torch.float32, device="cpu")
     arguments: tuple[int, ...] = (
         batch,
         length,

@@ -5,10 +5,10 @@ from typing import Any, Literal, overload
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import takes_fast_path
+from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.selective_scan.cpu import scan_backward, scan_forward
 from verim.ops.selective_scan.reference import selective_scan_reference
 
@@ -114,8 +114,8 @@ class _SelectiveScan(torch.autograd.Function):
         return y, final
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative(_NAME)
         u, delta, A, B, C, D, checkpoints = ctx.saved_tensors
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(u)

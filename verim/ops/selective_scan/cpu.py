@@ -22,6 +22,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from verim.ops.compiled import compiled
 from verim.ops.memory import address_of, place_of, rows_of
 from verim.ops.vectors import (
     BYTES,
@@ -72,7 +73,7 @@ def _step(entries: int, B: int, C: int, step: Any, drive: Any, total: Any, state
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _forward(
     first: int,
     last: int,
@@ -179,7 +180,7 @@ def _step_back(
     return through_decay, through_drive
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _backward(
     first: int,
     last: int,
@@ -345,17 +346,20 @@ def scan_forward(
     initial = None if initial is None else _filled(initial).transpose(1, 2).contiguous()
     interval = _interval(length, entries)
     blocks = -(-channels // LANES)
-    y = torch.empty(batch, length, channels, dtype=torch.float32)
-    final = torch.empty(batch, entries, channels, dtype=torch.float32)
+    y = torch.empty(batch, length, channels, dtype=torch.float32, device="cpu")
+    final = torch.empty(batch, entries, channels, dtype=torch.float32, device="cpu")
     checkpoints = None
     if keep:
-        checkpoints = torch.empty(batch, -(-length // interval), blocks, entries, LANES, dtype=torch.float32)
+        checkpoints = torch.empty(
+            batch, -(-length // interval), blocks, entries, LANES, dtype=torch.float32, device="cpu"
+        )
     arguments: tuple[int, ...] = (length, channels, entries, interval, *place_of(u), *place_of(delta))
     arguments += (A.data_ptr(), *place_of(B), *place_of(C), address_of(D), address_of(initial))
     arguments += (y.data_ptr(), final.data_ptr(), address_of(checkpoints))
     work = _FORWARD_NANOSECONDS * batch * blocks * length * entries
     run_tasks(_forward, batch * blocks, work, entries * FORWARD_ENTRY // BYTES, arguments)
-    return y, final.transpose(1, 2)[..., :state], checkpoints
+    final = final.transpose(1, 2)
+    return y, final if entries == state else final[..., :state], checkpoints
 
 
 def scan_backward(
@@ -380,10 +384,10 @@ def scan_backward(
     interval = _interval(length, entries)
     blocks = -(-channels // LANES)
     groups = -(-blocks // GROUP_BLOCKS)
-    du, ddelta = torch.empty(2, batch, length, channels, dtype=torch.float32)
-    dA, dinitial = torch.empty(2, batch, entries, channels, dtype=torch.float32)
-    dB, dC = torch.empty(2, groups, batch, length, entries, dtype=torch.float32)
-    dD = torch.empty(batch, channels, dtype=torch.float32)
+    du, ddelta = (torch.empty(batch, length, channels, dtype=torch.float32, device="cpu") for _ in range(2))
+    dA, dinitial = (torch.empty(batch, entries, channels, dtype=torch.float32, device="cpu") for _ in range(2))
+    dB, dC = (torch.empty(groups, batch, length, entries, dtype=torch.float32, device="cpu") for _ in range(2))
+    dD = torch.empty(batch, channels, dtype=torch.float32, device="cpu")
     scratch = GROUP_BLOCKS * (ROW + entries * ENTRY) + (interval + 1) * (entries * RECORD + ROW)
     scratch += UNROLL * RECORD  # the sums read eight entries at a time
     arguments: tuple[int, ...] = (batch, length, channels, entries, interval, *place_of(u), *place_of(delta))
@@ -392,8 +396,9 @@ def scan_backward(
     arguments += tuple(tensor.data_ptr() for tensor in (du, ddelta, dA, dB, dC, dD, dinitial))
     work = _BACKWARD_NANOSECONDS * batch * blocks * length * entries
     run_tasks(_backward, batch * groups, work, scratch // BYTES, arguments)
-    gradients = (_sum_first(dA).t(), _sum_first(dB), _sum_first(dC), dinitial.transpose(1, 2))
-    dA, dB, dC, dinitial = (gradient[..., :state] for gradient in gradients)
+    dA, dB, dC, dinitial = _sum_first(dA).t(), _sum_first(dB), _sum_first(dC), dinitial.transpose(1, 2)
+    if entries != state:
+        dA, dB, dC, dinitial = (gradient[..., :state] for gradient in (dA, dB, dC, dinitial))
     return du, ddelta, dA, dB, dC, _sum_first(dD), dinitial
 
 
@@ -409,4 +414,4 @@ def _filled(tensor: Tensor) -> Tensor:
 
 
 def _sum_first(tensor: Tensor) -> Tensor:
-    return tensor[0] if tensor.shape[0] == 1 else tensor.sum(0)
+    return tensor.squeeze(0) if tensor.shape[0] == 1 else tensor.sum(0)
