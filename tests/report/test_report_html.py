@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verim.report.html import Markup, data_block, element, escaped, joined
@@ -51,6 +51,7 @@ def read(markup: str) -> Reader:
     return reader
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_a_child_is_text_and_comes_back_as_it_was(text: str) -> None:
     reader = read(element("p", text))
@@ -58,6 +59,7 @@ def test_a_child_is_text_and_comes_back_as_it_was(text: str) -> None:
     assert reader.text == visible(text)
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_an_attribute_stays_in_its_quotes(text: str) -> None:
     reader = read(element("p", "x", title=text, aria_label="kept"))
@@ -65,6 +67,7 @@ def test_an_attribute_stays_in_its_quotes(text: str) -> None:
     assert reader.text == "x"
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_a_data_block_ends_only_at_its_end_and_keeps_its_value(text: str) -> None:
     block = data_block("figures", {text: [text]})
@@ -74,6 +77,7 @@ def test_a_data_block_ends_only_at_its_end_and_keeps_its_value(text: str) -> Non
     assert json.loads(content) == {text: [text]}
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_escaped_text_can_be_written_and_holds_no_control_character(text: str) -> None:
     shown = escaped(text)

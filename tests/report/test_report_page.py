@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_study import SURFACES, synthetic_study
 
-from verim.report import study_page
+from verim.report import figures, parts, study_page
 from verim.report.page import document
 
 VOID = {"meta", "br", "col", "path"}
@@ -125,9 +125,9 @@ def test_the_written_page_loads_nothing_and_only_its_own_scripts_run(tmp_path: P
 
 
 def test_the_page_is_made_in_less_than_two_seconds(tmp_path: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: other work on the machine does not count
     study_page(synthetic_study(tuple(SURFACES)), tmp_path / "report.html")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -230,7 +230,10 @@ def test_one_architecture_is_not_compared() -> None:
 def test_six_architectures_have_six_markers() -> None:
     page = page_of(synthetic_study(tuple(SURFACES)))
     assert {f"isoflop-{index}" for index in range(6)} <= set(page.ids())
-    assert len({value for tag, name, value in page.attributes if tag == "path" and name == "fill"}) >= 6
+    heads = [parts.key(index) for index in range(6)]
+    assert len({re.sub(r"var\(.*?\)", "", head) for head in heads}) == 6
+    assert len({figures.colour(index) for index in range(6)}) == 6
+    assert len({(figures.colour(index), figures.symbol(index)) for index in range(12)}) == 12
 
 
 def test_minima_on_the_edge_and_their_warnings_are_told() -> None:
@@ -272,10 +275,13 @@ def test_a_lead_that_changes_is_said_to_be_at_the_largest_budget() -> None:
 
 
 def test_a_study_without_proof_has_a_page() -> None:
-    page = page_of(changed(target=None, achieved_bits_per_byte=None, relative_error=None))
+    study = changed(target=None, achieved_bits_per_byte=None, relative_error=None)
+    page = page_of(study)
     assert page.has("the proof has not been run")
     assert page.has("The recommended model has not been trained")
     assert "learning-curve" not in page.ids()
+    assert not page.has("achieved 2.")
+    assert "<li></li>" not in document(study, "")
 
 
 def test_a_study_that_has_only_begun_has_a_page() -> None:

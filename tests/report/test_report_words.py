@@ -3,7 +3,7 @@
 import doctest
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_study import synthetic_study
 
@@ -39,6 +39,7 @@ def test_durations_carry_over(seconds: float, text: str) -> None:
     assert words.duration(seconds).replace(NBSP, " ") == text
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e18))
 def test_a_quantity_keeps_three_significant_digits(value: float) -> None:
     text = words.quantity(value).replace(NBSP, "")
