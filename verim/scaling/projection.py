@@ -13,13 +13,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 ActiveSet = tuple[int, ...]
-ACTIVE_SETS: tuple[ActiveSet, ...] = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
+ACTIVE_SETS: tuple[ActiveSet, ...] = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
 
 # Exponents searched. Published ones lie between 0.18 and 0.78; below 0.02 a power law is a logarithm over any
 # ladder, above 2 it is a step.
 EXPONENT_RANGE = (0.02, 2.0)
 _GRID = 20
-_ROUNDS = 60
+_ROUNDS = 80
+_COLLINEAR = 1e-13  # below this share of its diagonal's product a Gram matrix's determinant is rounding
+_QUIET = 4  # rounds in a row without the relative gain asked for end the search
 
 
 class Solution(NamedTuple):
@@ -35,9 +37,20 @@ def nonnegative_least_squares(
 ) -> tuple[Float[np.ndarray, "... 3"], Float[np.ndarray, "..."]]:
     """Minimises c·gram·c − 2 moment·c over c ≥ 0, for stacks of problems: the c and the minimum.
 
-    The minimiser over the orthant is the unconstrained minimiser of its own active set, so the best feasible
-    one among the seven sets is exact.
+    The minimiser over the orthant is the unconstrained minimiser of its own active set: that of all three
+    columns where it is feasible, else the best feasible one among the smaller sets.
     """
+    best = _solve(gram, moment, (0, 1, 2))
+    outside = (best < 0).any(-1)
+    if outside.any():
+        best[outside] = _on_the_boundary(gram[outside], moment[outside])
+    return best, -np.einsum("...i,...i->...", best, moment)
+
+
+def _on_the_boundary(
+    gram: Float[np.ndarray, "problems 3 3"], moment: Float[np.ndarray, "problems 3"]
+) -> Float[np.ndarray, "problems 3"]:
+    """The best feasible minimiser of the smaller active sets; the empty set is always feasible."""
     best = np.zeros(moment.shape)
     value = np.zeros(moment.shape[:-1])
     for active in ACTIVE_SETS:
@@ -46,7 +59,7 @@ def nonnegative_least_squares(
         better = (candidate >= 0).all(-1) & (reached < value)
         best = np.where(better[..., None], candidate, best)
         value = np.where(better, reached, value)
-    return best, value
+    return best
 
 
 def _solve(
@@ -72,7 +85,7 @@ def _solve(
         ]
         determinant = g[0][0] * cofactors[0][0] + g[0][1] * cofactors[0][1] + g[0][2] * cofactors[0][2]
         numerators = [sum(cofactors[i][j] * m[i] for i in range(3)) for j in range(3)]
-    singular = ~(determinant > 0)
+    singular = ~(determinant > _COLLINEAR * np.prod([g[i][i] for i in range(len(active))], axis=0))
     safe = np.where(singular, 1.0, determinant)
     for column, numerator in zip(active, numerators, strict=True):
         out[..., column] = np.where(singular, -1.0, numerator / safe)
@@ -85,17 +98,18 @@ def search(
     losses: Float[np.ndarray, "resamples runs"],
     weights: Float[np.ndarray, "resamples runs"],
     huber: float,
-    start: Float[np.ndarray, "resamples 2"] | None = None,
+    gain: float = 1e-12,
 ) -> Solution:
     """Minimises Σ w·huber((c₀ + c₁ x^-α + c₂ z^-β)/L − 1) over c ≥ 0 and the exponents, for every resample.
 
     `log_x` and `log_z` are ln N and ln D less their means, which keeps the columns near 1. A grid over the
     exponents finds the basin by least squares; Levenberg–Marquardt on the projected residual (Kaufman's
     Jacobian) refines it, with the Huber weights renewed before every step: each step is then an exact
-    projection of a weighted problem that lies above the Huber loss and touches it, so the loss never rises.
+    projection of a weighted problem that lies above the Huber loss and touches it, so the loss never rises. It ends
+    when no resample's loss falls by a share of `gain` any more.
     """
-    theta = _grid_start(log_x, log_z, losses, weights) if start is None else start.copy()
-    return _refine(log_x, log_z, losses, weights, huber, theta)
+    theta = _grid_start(log_x, log_z, losses, weights)
+    return _refine(log_x, log_z, losses, weights, huber, theta, gain)
 
 
 def _columns(
@@ -139,10 +153,13 @@ def _refine(
     weights: Float[np.ndarray, "resamples runs"],
     huber: float,
     theta: Float[np.ndarray, "resamples 2"],
+    gain: float,
 ) -> Solution:
     low, high = np.log(EXPONENT_RANGE)
     logs = np.stack([log_x, log_z])
     damping = np.full(len(losses), 1e-3)
+    quiet = np.zeros(len(losses), dtype=np.int64)
+    before = np.full(len(losses), np.inf)
 
     def project(
         theta: Float[np.ndarray, "resamples 2"], scale: Float[np.ndarray, "resamples runs"]
@@ -182,7 +199,8 @@ def _refine(
         slope = -exponents[:, :, None] * logs * design[:, 1:] * coefficients[:, 1:, None] * scale[:, None]
         active = coefficients > 0
         weighted = np.where(active[:, :, None], design, 0.0) * scale[:, None]
-        gram = np.einsum("rin,rjn->rij", weighted, weighted) + np.eye(3) * np.where(active, 0.0, 1.0)[:, None]
+        gram = np.einsum("rin,rjn->rij", weighted, weighted)
+        gram = gram + np.eye(3) * (_COLLINEAR * np.trace(gram, axis1=1, axis2=2)[:, None] + ~active)[:, None]
         inside = np.linalg.solve(gram, np.einsum("rin,rkn->rik", weighted, slope))
         slope = slope - np.einsum("rin,rik->rkn", weighted, inside)
         curvature = np.einsum("rkn,rln->rkl", slope, slope)
@@ -201,6 +219,10 @@ def _refine(
         coefficients = np.where(better[:, None], new_coefficients, coefficients)
         value = np.where(better, new_value, value)
         damping = np.where(better, np.maximum(damping * 0.2, 1e-9), np.minimum(damping * 5, 1e6))
+        quiet = np.where(value < before * (1 - gain), 0, quiet + 1)
+        before = value
+        if (quiet >= _QUIET).all():
+            break
     return Solution(coefficients, np.exp(theta), residuals)
 
 
