@@ -151,13 +151,11 @@ def test_a_tiny_corpus_is_an_error_that_says_how_much_there_is(tmp_path: Path, t
         load_corpus([tmp_path])
 
 
-def test_require_says_how_many_bytes_are_needed_and_there(tmp_path: Path) -> None:
-    write_documents(tmp_path, 60)
-    corpus = load_corpus([tmp_path])
-    corpus.require(len(corpus.train))
-    there = rf"{len(corpus.train):,}"
-    with pytest.raises(InputError, match=rf"the ladder needs 5,000,000 bytes .* has {there}: name more text"):
-        corpus.require(5_000_000)
+def test_too_little_text_says_how_many_bytes_are_needed_and_there(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 10)
+    with pytest.raises(InputError, match=r"has 190 bytes of distinct text, 5,000 are needed: name more text"):
+        load_corpus([tmp_path], least_bytes=5000)
+
 
 
 @pytest.mark.parametrize("fraction", [0.0, -1.0, 0.5, float("nan")])

@@ -56,23 +56,18 @@ class Corpus:
     skipped: dict[str, int]
     notes: tuple[str, ...]
 
-    def require(self, needed: int, purpose: str = "the ladder") -> None:
-        """Raises `InputError` where there are fewer than `needed` bytes to train on."""
-        if len(self.train) < needed:
-            raise InputError(
-                f"{purpose} needs {needed:,} bytes of training text, {self.name} has {len(self.train):,}: "
-                "name more text, or leave the path out to take Python's standard library"
-            )
 
-
-def load_corpus(paths: Sequence[str | Path] = (), held_out_fraction: float = 0.07) -> Corpus:
+def load_corpus(
+    paths: Sequence[str | Path] = (), held_out_fraction: float = 0.07, least_bytes: int = 0
+) -> Corpus:
     """The corpus of the text files in `paths` (files and folders); without any, Python's standard library.
 
     Exact duplicates are dropped. About `held_out_fraction` of the bytes is held out, as whole documents.
     Where no choice of whole documents comes near that share (one large file, say), the large files are cut at
     paragraphs into documents first, and a note says so.
 
-    Raises `InputError` where a path does not exist, there is no text, or too little to hold any out.
+    Raises `InputError` where a path does not exist, there is no text, fewer than `least_bytes` of it, or too little to
+    hold any out.
     """
     if not 0 < held_out_fraction < 0.5:
         raise InputError(f"held_out_fraction = {held_out_fraction}: expected more than 0 and less than 0.5")
@@ -83,6 +78,11 @@ def load_corpus(paths: Sequence[str | Path] = (), held_out_fraction: float = 0.0
 
     documents = _distinct(files.contents)
     duplicates = len(files.contents) - len(documents)
+    if _size(documents) < least_bytes:
+        raise InputError(
+            f"{name} has {_size(documents):,} bytes of distinct text{_left_out(files)}, {least_bytes:,} are needed: "
+            "name more text, or leave the path out to take Python's standard library"
+        )
     notes: list[str] = []
     chosen = _choose_held_out(documents, held_out_fraction)
     if chosen is None:

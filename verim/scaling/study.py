@@ -195,8 +195,7 @@ class _Study:
         if facts_path.exists():
             return dict(read_json(facts_path))
         self.watcher.stage("reading the corpus")
-        corpus = load_corpus(self.config.paths)
-        corpus.require(LEAST_CORPUS_BYTES)
+        corpus = load_corpus(self.config.paths, least_bytes=LEAST_CORPUS_BYTES)
         tokens = {"train": corpus.train, "held_out": corpus.held_out}
         write_atomically(tokens_path, lambda path: save_file(tokens, path))
         facts = {
