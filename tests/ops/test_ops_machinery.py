@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -119,6 +120,25 @@ def test_an_error_in_a_task_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RuntimeError, match="task 9"):
         workers.run_tasks(kernel, 10, 1e9, 16, ())
     assert sorted(done)[0][0] == 0 and all(first < last for first, last in done)
+
+
+def test_large_work_runs_side_by_side_and_each_task_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(3, timeout=20)
+    done: list[int] = []
+    waited = threading.local()
+    scratches: set[int] = set()
+
+    def kernel(first: int, last: int, scratch: int) -> None:
+        if not getattr(waited, "once", False):
+            waited.once = True
+            meeting.wait()  # all three threads must come
+        scratches.add(scratch)
+        done.extend(range(first, last))
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    workers.run_tasks(kernel, 100, 1e9, 16, ())
+    assert sorted(done) == list(range(100))
+    assert len(scratches) == 3 and all(scratch % 64 == 0 for scratch in scratches)
 
 
 def test_small_work_stays_in_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
