@@ -46,9 +46,7 @@ def disturbed(directory: Path, ladder_of: Path, kills: int, seed: int) -> tuple[
     moments = random.Random(seed)
     hit = 0
     for _ in range(kills):
-        process = subprocess.Popen(
-            study("--resume", directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(study("--resume", directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(moments.uniform(1, 14))
         hit += process.poll() is None
         process.send_signal(signal.SIGKILL)

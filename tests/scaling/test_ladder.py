@@ -41,6 +41,7 @@ def made_up(architecture: str, flops_per_second: float) -> list[Candidate]:
                 counts.non_embedding,
                 counts.total,
                 flops,
+                1,
                 4 * second,
                 16 * second,
             )
@@ -107,7 +108,7 @@ def test_next_size_lies_beyond_the_edge_and_nowhere_else() -> None:
 
 def test_measured_candidate_counts_what_the_model_has() -> None:
     candidate = measure_width("transformer", 16)
-    assert dataclasses.replace(candidate, small_step_seconds=0, large_step_seconds=0) == dataclasses.replace(
+    assert dataclasses.replace(candidate, threads=1, small_step_seconds=0, large_step_seconds=0) == dataclasses.replace(
         SIZES_OF["transformer"][1], small_step_seconds=0, large_step_seconds=0, heads=1
     )
     assert 0 < candidate.step_seconds(4) < math.inf

@@ -37,6 +37,7 @@ class Plan:
             "tokens": how.trainer.steps * how.batch * LENGTH,
             "batch_tokens": how.batch * LENGTH,
             "length": LENGTH,
+            "threads": self.candidate.threads,
             "learning_rate": how.trainer.optimiser.learning_rate,
             "steps": how.trainer.steps,
             "budget": self.flops,

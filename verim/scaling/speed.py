@@ -22,7 +22,7 @@ _SLOWEST_STEP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """A size of an architecture, with its counts and the measured seconds of a step at two batch sizes."""
+    """A size of an architecture, with its counts and the measured seconds of a step on `threads`, at two batch sizes."""
 
     architecture: str
     width: int
@@ -31,6 +31,7 @@ class Candidate:
     non_embedding: int
     total: int
     flops_per_token: float
+    threads: int
     small_step_seconds: float
     large_step_seconds: float
 
@@ -86,6 +87,11 @@ def _like(known: Candidate, architecture: str, width: int) -> Candidate:
     )
 
 
+def faster(one: Candidate, other: Candidate) -> Candidate:
+    """The one with the shorter step: more threads do not always help a small model."""
+    return min(one, other, key=lambda candidate: candidate.large_step_seconds)
+
+
 def measure_width(architecture: str, width: int) -> Candidate:
     """The candidate of one width, in this process with its present number of threads."""
     config = architecture_config(architecture, width)
@@ -101,6 +107,7 @@ def measure_width(architecture: str, width: int) -> Candidate:
         non_embedding=counts.non_embedding,
         total=counts.total,
         flops_per_token=model.flops(LENGTH),
+        threads=torch.get_num_threads(),
         small_step_seconds=small,
         large_step_seconds=large,
     )
