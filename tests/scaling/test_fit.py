@@ -57,10 +57,10 @@ def test_noise_free_surfaces_are_recovered() -> None:
 def test_intervals_cover_the_truth_at_their_rate() -> None:
     generator = np.random.default_rng(11)
     parameters, exponents, predictions = [], [], []
-    for seed in range(24):
+    for seed in range(30):
         law = drawn_law(generator)
         N, D, _, L = ladder(law, noise=0.005, seed=seed)
-        fitted = fit_law(N, D, L, resamples=50)
+        fitted = fit_law(N, D, L, resamples=50, seed=seed)
         for name in PARAMETERS:
             low, high = fitted.intervals[name]
             parameters.append(low <= getattr(law, name) <= high)
@@ -69,10 +69,10 @@ def test_intervals_cover_the_truth_at_their_rate() -> None:
             there = law.optimum(C, 6.2)
             found = fitted.predict(there.N, there.D)
             predictions.append(found.low <= there.L * np.exp(0.005 * generator.standard_normal()) <= found.high)
-    # 90 % nominal, 88 to 92 % over 120 ladders; of 24, whose parameters are not independent, ± 6 % twice
-    assert 0.78 < np.mean(parameters) < 0.99
-    assert 0.78 < np.mean(exponents) <= 1.0
-    assert 0.78 < np.mean(predictions) < 0.99
+    # 90 % nominal, 89 % over 300 ladders; of 30, whose parameters are not independent, ± 5 % twice
+    assert 0.78 < np.mean(parameters) < 0.98
+    assert 0.78 < np.mean(exponents) < 1.0
+    assert 0.80 < np.mean(predictions) < 0.98
 
 
 def test_the_optimum_beyond_the_ladder_is_predicted() -> None:
@@ -86,11 +86,11 @@ def test_the_optimum_beyond_the_ladder_is_predicted() -> None:
     assert np.sqrt(np.mean(np.square(errors))) < 0.006  # 0.4 % in the long run
 
 
-@pytest.mark.parametrize("bad", [0, 8, 17])
-def test_a_diverged_run_is_flagged_and_does_little_harm(bad: int) -> None:
+@pytest.mark.parametrize(("bad", "factor"), [(0, 1.15), (8, 1.05), (17, 1.15)])
+def test_a_bad_run_is_flagged_and_does_little_harm(bad: int, factor: float) -> None:
     N, D, _, L = ladder(TRUTH, noise=0.003, seed=1)
     clean = fit_law(N, D, L, resamples=20)
-    L[bad] *= 1.15
+    L[bad] *= factor
     fitted = fit_law(N, D, L, resamples=20)
     assert bad in fitted.outliers
     there = TRUTH.optimum(9e12)
@@ -122,6 +122,14 @@ def test_runs_along_one_line_do_not_fix_the_parameters() -> None:
     assert fitted.conditioning > spread_out.conditioning
 
 
+def test_noise_that_drowns_a_parameter_is_told_with_its_interval() -> None:
+    N, D, _, L = ladder(TRUTH, noise=0.02)
+    fitted = fit_law(N, D, L)
+    low, high = fitted.intervals["A"]
+    assert 0 < low < high / 3 and not fitted.identified["A"]
+    assert any(note.startswith("A is free within a factor of") for note in fitted.notes)
+
+
 def test_a_term_that_the_runs_do_not_show_is_said_to_be_missing() -> None:
     N, D, _, _ = ladder(TRUTH)
     L = 1.0 + 40 * D**-0.27 + 1e-7 * N  # more parameters only hurt
@@ -129,6 +137,7 @@ def test_a_term_that_the_runs_do_not_show_is_said_to_be_missing() -> None:
     assert fitted.law.A == 0
     assert not fitted.identified["A"] and not fitted.identified["alpha"]
     assert "A lies at its bound 0: these runs do not fix it" in fitted.notes
+    assert any(note.startswith("α has no term to act in") for note in fitted.notes)
     with pytest.raises(InputError, match="A = 0"):
         fitted.law.optimum(1e13)
 
@@ -175,8 +184,14 @@ def test_predictions_are_intervals_around_the_law_and_plain_numbers() -> None:
     json.dumps([fitted.intervals, fitted.identified, fitted.notes, fitted.spread, fitted.outliers], allow_nan=False)
 
 
-def test_the_projected_search_is_better_conditioned() -> None:
-    fitted = fit_law(*(ladder(TRUTH, noise=0.005)[i] for i in (0, 1, 3)), resamples=20)
+def test_conditioning_is_that_of_the_jacobian() -> None:
+    N, D, _, L = ladder(TRUTH)
+    fitted = fit_law(N, D, L, resamples=20)
+    law, x, z = fitted.law, N**-TRUTH.alpha, D**-TRUTH.beta
+    columns = [np.ones(18), x, z, -law.alpha * np.log(N) * law.A * x, -law.beta * np.log(D) * law.B * z]
+    triangle = np.linalg.qr(np.stack(columns, 1) / L[:, None])[1]
+    # what is left of the exponents' columns once E, A and B have taken their part
+    assert_allclose(fitted.conditioning, np.linalg.cond(triangle[3:, 3:]), rtol=1e-3)
     assert fitted.conditioning < 10 < fitted.conditioning_full
 
 
