@@ -33,18 +33,23 @@ def output_and_gradients(op: Op, tensors: list[Tensor], weight: Tensor | None = 
 def assert_agrees(op: Op, tensors: list[Tensor], tolerance: float = 2e-6) -> None:
     """`op` on float32 `tensors` against `op` on the reference backend in float64, by relative error (norm over norm).
 
-    The largest single error may be 20 times the tolerance, relative to the largest value of the tensor.
+    The largest single error may be 20 times the tolerance, relative to the largest value of the tensor. Where terms
+    cancel, float32 cannot do better than some multiple of what the reference itself loses in float32: 4 times that
+    is allowed too.
     """
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     with poisoned_memory():
         fast = output_and_gradients(op, leaves)
     with force_backend("reference"):
         exact = output_and_gradients(op, [leaf.detach().double().requires_grad_() for leaf in leaves])
-    for name, got, expected in zip(["output", *map(str, range(len(leaves)))], fast, exact, strict=True):
-        assert got.shape == expected.shape, name
+        plain = output_and_gradients(op, leaves)
+    names = ["output", *(f"gradient {i}" for i in range(len(leaves)))]
+    for name, got, expected, rounded in zip(names, fast, exact, plain, strict=True):
+        assert got.shape == expected.shape and got.dtype is torch.float32, name
         if not expected.numel():
             continue
-        difference = got.double() - expected
-        largest = expected.abs().max()
-        assert difference.norm() <= tolerance * expected.norm() + 1e-30, f"{name}: {difference.norm()}"
-        assert difference.abs().max() <= 20 * tolerance * largest + 1e-30, f"{name}: {difference.abs().max()}"
+        error, unavoidable = got.double() - expected, rounded.double() - expected
+        norm = tolerance * expected.norm() + 4 * unavoidable.norm()
+        assert error.norm() <= norm, f"{name}: error {error.norm()}, allowed {norm}"
+        largest = 20 * tolerance * expected.abs().max() + 4 * unavoidable.abs().max()
+        assert error.abs().max() <= largest, f"{name}: largest error {error.abs().max()}, allowed {largest}"

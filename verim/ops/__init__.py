@@ -1,8 +1,22 @@
 """The kernels: pure functions of tensors, each a folder with its definition, fast versions and cost."""
 
+from verim.ops.attention import attention, rotary_attention
 from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
+from verim.ops.rms_norm import rms_norm
+from verim.ops.rotary import rotary
 from verim.ops.selective_scan import selective_scan
+from verim.ops.swiglu import swiglu
 
-__all__ = ["causal_conv1d", "cross_entropy", "force_backend", "selective_scan"]
+__all__ = [
+    "attention",
+    "causal_conv1d",
+    "cross_entropy",
+    "force_backend",
+    "rms_norm",
+    "rotary",
+    "rotary_attention",
+    "selective_scan",
+    "swiglu",
+]
