@@ -271,6 +271,6 @@ def _exponents(name: str, ladder: Ladder, findings: Findings) -> dict[str, Any]:
         "D": {"value": fitted.law.exponents.b, "interval": _finite(fitted.intervals["b"])},
         "identified": bool(fitted.identified["a"]),
         "through_minima": through,
-        "source": "from the fitted law: a = β / (α + β), b = α / (α + β) (Hoffmann et al. 2022, equation 4)",
+        "source": "the fitted law: a = β / (α + β), b = α / (α + β) (Hoffmann et al. 2022, equation 4)",
         "published": {row.name: {"N": row.a, "D": row.b, "source": row.source} for row in PUBLISHED_EXPONENTS},
     }

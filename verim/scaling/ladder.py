@@ -49,10 +49,11 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Budgets in FLOPs, rising; the runs; the seconds that all of them are expected to take on `workers`."""
+    """Budgets in FLOPs, rising; the runs; the seconds they are expected to take, `workers` of them side by side."""
 
     budgets: tuple[float, ...]
     runs: tuple[RunSpec, ...]
+    workers: int
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +61,9 @@ class Ladder:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Ladder":
-        return cls(tuple(value["budgets"]), tuple(RunSpec(**run) for run in value["runs"]), value["seconds"])
+        return cls(
+            tuple(value["budgets"]), tuple(RunSpec(**run) for run in value["runs"]), value["workers"], value["seconds"]
+        )
 
 
 def expected_seconds(candidate: Candidate, tokens: float) -> float:
@@ -101,7 +104,7 @@ def ladder_for(candidates: Mapping[str, Sequence[Candidate]], largest: float, wo
             runs += [RunSpec.of(candidate, budget, seed) for candidate in chosen]
             if budget in budgets[:REPEATED_RUNGS]:
                 runs.append(RunSpec.of(chosen[len(chosen) // 2], budget, seed + 1))
-    return Ladder(tuple(budgets), tuple(runs), makespan([run.expected_seconds for run in runs], workers))
+    return Ladder(tuple(budgets), tuple(runs), workers, makespan([run.expected_seconds for run in runs], workers))
 
 
 def next_size(

@@ -22,7 +22,7 @@ _SLOWEST_STEP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """A size of an architecture, with its counts and the measured seconds of a step on `threads`, at two batch sizes."""
+    """A size of an architecture, with its counts and the seconds of a step on `threads` at two batch sizes."""
 
     architecture: str
     width: int

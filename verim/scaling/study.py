@@ -47,7 +47,7 @@ _RESERVE_SECONDS = 6.0
 _EXTENSION_SHARE = 0.12
 """The part of the ladder's time kept back for sizes beyond its edge, where a minimum lies there."""
 _MOST_EXTENSIONS = 2
-_SPEED_SECONDS = 4.0
+_SPEED_SECONDS = 3.0
 _SAMPLE_BYTES = 600
 _WORKER_BYTES = 1_500_000_000
 
@@ -156,20 +156,22 @@ class _Study:
     def run(self) -> dict[str, Any]:
         with self._timed("corpus"):
             corpus = self._corpus()
-        with self._timed("calibration"):
-            stored = self._stored_ladder()
-        ladder = Ladder.from_json(stored["ladder"])
-        measured = _candidates(stored["candidates"])
-        self.watcher.ladder(ladder, measured, self.config.target_seconds)
-        with self._timed("ladder"), Workers(stored["workers"], 1) as workers:
-            runs = self._train(workers, ladder.runs)
-            runs += self._extend(workers, runs, ladder, measured)
-        with self._timed("fit"):
-            self.watcher.stage("fitting the laws")
-            findings = analysis.analyse(runs, ladder.budgets, measured, self.config.architectures)
-            plan = self._plan(findings, _candidates(stored["target_candidates"]), ladder)
-        with self._timed("target"):
-            target = self._prove(plan)
+        processes = _processes()
+        with Workers(processes) as workers:
+            with self._timed("calibration"):
+                stored = self._stored_ladder(workers)
+            ladder = Ladder.from_json(stored["ladder"])
+            measured = _candidates(stored["candidates"])
+            self.watcher.ladder(ladder, measured, self.config.target_seconds)
+            with self._timed("ladder"):
+                runs = self._train(workers, ladder.runs)
+                runs += self._extend(workers, runs, ladder, measured, float(stored["extension_seconds"]))
+            with self._timed("fit"):
+                self.watcher.stage("fitting the laws")
+                findings = analysis.analyse(runs, ladder.budgets, measured, self.config.architectures)
+                plan = self._plan(findings, _candidates(stored["target_candidates"]), ladder)
+            with self._timed("target"):
+                target = self._prove(workers, plan)
         study = analysis.assemble(
             corpus=corpus,
             machine=stored["machine"],
@@ -215,28 +217,25 @@ class _Study:
         write_json(facts_path, facts)
         return facts
 
-    def _stored_ladder(self) -> dict[str, Any]:
+    def _stored_ladder(self, workers: Workers) -> dict[str, Any]:
         """Measures the machine and the sizes and fixes the ladder, or reads what was fixed before."""
         path = self.directory / "ladder.json"
         if path.exists():
             return dict(read_json(path))
         self.watcher.stage("measuring the machine")
         machine = _machine()
-        cores = usable_cores()
-        processes = max(1, min(cores, int(machine["memory_bytes"] // _WORKER_BYTES)))
         self.watcher.stage("measuring the speed of every size, all cores busy")
-        measured = self._measure(processes, 1)
+        measured = self._measure(workers, workers.processes, 1)
         self.watcher.stage("measuring the speed of one run on all cores")
-        together = self._measure(1, cores)
+        together = self._measure(workers, 1, usable_cores())
         for name, sizes in together.items():
             alone = {size.width: size for size in measured[name]}
             together[name] = [faster(size, alone.get(size.width, size)) for size in sizes]
         spent = time.perf_counter() - self.began
         left = 60 * self.config.minutes - spent - self.config.target_seconds - _RESERVE_SECONDS
-        ladder = fit_ladder(measured, left * (1 - _EXTENSION_SHARE), processes, self.config.seed)
+        ladder = fit_ladder(measured, left * (1 - _EXTENSION_SHARE), workers.processes, self.config.seed)
         stored = {
             "machine": machine,
-            "workers": processes,
             "candidates": {name: [c.to_json() for c in sizes] for name, sizes in measured.items()},
             "target_candidates": {name: [c.to_json() for c in sizes] for name, sizes in together.items()},
             "ladder": ladder.to_json(),
@@ -245,20 +244,23 @@ class _Study:
         write_json(path, stored)
         return stored
 
-    def _measure(self, processes: int, threads: int) -> dict[str, list[Candidate]]:
-        """The sizes of every architecture; each process measures one, and none is idle meanwhile."""
+    def _measure(self, workers: Workers, side_by_side: int, threads: int) -> dict[str, list[Candidate]]:
+        """The sizes of every architecture, `side_by_side` at a time; no process is idle meanwhile."""
         names = self.config.architectures
-        with Workers(processes, threads) as workers:
-            rounds = [names[k % len(names)] for k in range(max(processes, len(names)))]
-            futures = [(name, workers.measure(name, WIDTHS, _SPEED_SECONDS)) for name in rounds]
-            results = [(name, result_of(future)) for name, future in futures]
-        return {name: list(dict(reversed(results))[name]) for name in names}
+        found: dict[str, list[Candidate]] = {}
+        for first in range(0, len(names), side_by_side):
+            group = names[first : first + side_by_side]
+            filled = [group[k % len(group)] for k in range(side_by_side)]
+            futures = [workers.measure(name, WIDTHS, _SPEED_SECONDS, threads) for name in filled]
+            for name, future in zip(filled, futures, strict=True):
+                found.setdefault(name, result_of(future))
+        return found
 
     def _train(self, workers: Workers, specs: Sequence[RunSpec]) -> list[analysis.Trained]:
         """Trains what is not trained yet, the longest first, and returns all of it in the order given."""
         futures: dict[Future[dict[str, Any]], RunSpec] = {}
         for spec in sorted(specs, key=lambda spec: -spec.expected_seconds):
-            job = Job(self.directory / "runs" / spec.id, spec, EVALUATION_BYTES, 1)
+            job = Job(self.directory / "runs" / spec.id, spec, 1, EVALUATION_BYTES, 1)
             futures[workers.train(job)] = spec
         results: dict[RunSpec, dict[str, Any]] = {}
         while futures:
@@ -280,12 +282,12 @@ class _Study:
         runs: list[analysis.Trained],
         ladder: Ladder,
         measured: dict[str, list[Candidate]],
+        left: float,
     ) -> list[analysis.Trained]:
-        """Adds sizes beyond the edge where a minimum lies there, as long as the time kept back for it lasts.
+        """Adds sizes beyond the edge where a minimum lies there, as long as the `left` seconds kept back for it last.
 
         What is added follows from the losses and the ladder's measured times alone, never from the clock.
         """
-        left = float(self._stored_ladder()["extension_seconds"])
         added: list[analysis.Trained] = []
         for _ in range(_MOST_EXTENSIONS):
             specs = []
@@ -296,11 +298,11 @@ class _Study:
                     if spec is not None:
                         specs.append(spec)
             specs.sort(key=lambda spec: spec.expected_seconds)
-            while specs and makespan([spec.expected_seconds for spec in specs], workers.processes) > left:
+            while specs and makespan([spec.expected_seconds for spec in specs], ladder.workers) > left:
                 specs.pop()
             if not specs:
                 break
-            left -= makespan([spec.expected_seconds for spec in specs], workers.processes)
+            left -= makespan([spec.expected_seconds for spec in specs], ladder.workers)
             self.watcher.stage(f"{len(specs)} minima lie on the edge: a size beyond it for each")
             added += self._train(workers, specs)
         return added
@@ -313,7 +315,7 @@ class _Study:
         findings.predictions |= plans
         return best_plan(plans)
 
-    def _prove(self, plan: Plan) -> dict[str, Any]:
+    def _prove(self, workers: Workers, plan: Plan) -> dict[str, Any]:
         """Trains the recommended model on all cores and lets it write a little."""
         spec = RunSpec.of(plan.candidate, plan.flops, self.config.seed)
         self.watcher.stage(
@@ -321,12 +323,11 @@ class _Study:
             f"after {plan.seconds:.0f} s"
         )
         run = RunDirectory(self.directory / "runs" / f"target-{spec.id}")
-        with Workers(1, plan.candidate.threads) as workers:
-            future = workers.train(Job(run.path, spec, EVALUATION_BYTES, TARGET_EVALUATIONS))
-            while not future.done():
-                wait([future], timeout=0.2)
-                self._show(workers)
-            result = result_of(future)
+        future = workers.train(Job(run.path, spec, plan.candidate.threads, EVALUATION_BYTES, TARGET_EVALUATIONS))
+        while not future.done():
+            wait([future], timeout=0.2)
+            self._show(workers)
+        result = result_of(future)
         self.watcher.finished(spec, result)
         curve = [
             [line["step"] * result["tokens"] / result["steps"], line["bits_per_byte"]]
@@ -346,6 +347,11 @@ class _Study:
         torch.set_num_threads(1)
         written = sample(model, prompt, _SAMPLE_BYTES, temperature=0.8, seed=self.config.seed)
         return {"prompt": _text(prompt[0].tolist()), "text": _text(written[0].tolist())}
+
+
+def _processes() -> int:
+    """How many runs train side by side: one a core, as far as memory goes."""
+    return max(1, min(usable_cores(), int(machine_card()["memory_bytes"] // _WORKER_BYTES)))
 
 
 def _machine() -> dict[str, Any]:

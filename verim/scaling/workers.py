@@ -35,24 +35,23 @@ _PROGRESS_SECONDS = 0.25
 
 
 class Job(NamedTuple):
-    """A run to train: where, what, and how often to look at held-out text on the way."""
+    """A run to train: where, what, on how many threads, and how often to look at held-out text on the way."""
 
     directory: Path
     spec: RunSpec
+    threads: int
     evaluation_bytes: int
     evaluations: int
 
 
 class Workers:
-    """A pool of processes with `threads` threads each; they end with this process, however it ends."""
+    """A pool of processes; they end with this process, however it ends."""
 
-    def __init__(self, processes: int, threads: int) -> None:
+    def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.processes = processes
         self.progress = context.SimpleQueue()
-        self._pool = ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_begin, initargs=(threads, self.progress)
-        )
+        self._pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(self.progress,))
 
     def __enter__(self) -> "Workers":
         return self
@@ -68,8 +67,10 @@ class Workers:
     def train(self, job: Job) -> "Future[dict[str, Any]]":
         return self._pool.submit(train_run, job)
 
-    def measure(self, architecture: str, widths: tuple[int, ...], seconds: float) -> "Future[list[Candidate]]":
-        return self._pool.submit(measure, architecture, widths, seconds)
+    def measure(
+        self, architecture: str, widths: tuple[int, ...], seconds: float, threads: int
+    ) -> "Future[list[Candidate]]":
+        return self._pool.submit(_measure, architecture, widths, seconds, threads)
 
 
 def result_of(future: "Future[Any]") -> Any:
@@ -85,6 +86,7 @@ def result_of(future: "Future[Any]") -> Any:
 
 def train_run(job: Job) -> dict[str, Any]:
     """Trains one run, from where it stopped if it did; a finished one is only read."""
+    torch.set_num_threads(job.threads)
     run = RunDirectory(job.directory)
     if run.finished:
         return run.result()
@@ -101,14 +103,18 @@ def train_run(job: Job) -> dict[str, Any]:
         return trainer.train(description, _reporter(job.spec.id, how.trainer.steps))
 
 
+def _measure(architecture: str, widths: tuple[int, ...], seconds: float, threads: int) -> list[Candidate]:
+    torch.set_num_threads(threads)
+    return measure(architecture, widths, seconds)
+
+
 _progress: Any = None
 
 
-def _begin(threads: int, progress: Any) -> None:
-    """Sets up a worker: its threads, its memory, and its end when its parent ends."""
+def _begin(progress: Any) -> None:
+    """Sets up a worker: its memory, and its end when its parent ends."""
     global _progress
     _progress = progress
-    torch.set_num_threads(threads)
     keep_freed_blocks()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
