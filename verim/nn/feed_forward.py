@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verim import ops
+
 
 class SwiGLU(nn.Module):
     """y = W_out (silu(W_gate x) ⊙ W_in x) (Shazeer 2020, arXiv 2002.05202, eq. 6), without biases."""
@@ -13,8 +15,7 @@ class SwiGLU(nn.Module):
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
-        gate, value = self.gate_and_in(x).chunk(2, dim=-1)
-        return self.out(nn.functional.silu(gate) * value)
+        return self.out(ops.swiglu(self.gate_and_in(x)))
 
     def flops(self) -> int:
         """Forward FLOPs a token: two for each weight."""

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verim import ops
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x²) + eps) · gain over the last dimension (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
@@ -14,4 +16,4 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*rest width"]) -> Float[Tensor, "*rest width"]:
-        return nn.functional.rms_norm(x, self.gain.shape, self.gain, self.eps)
+        return ops.rms_norm(x, self.gain, self.eps)

@@ -31,10 +31,6 @@ def in_float64() -> AbstractContextManager[None]:
     return force_backend("reference")
 
 
-def tensors_of(state: Any) -> list[torch.Tensor]:
-    return [getattr(state, field.name) for field in dataclasses.fields(state)]
-
-
 def test_every_mixer_is_covered() -> None:
     assert set(CASES) == set(get_args(MixerConfig))
 
@@ -64,8 +60,9 @@ def test_chunks_with_state_equal_the_whole(config: Any, chunks: list[int]) -> No
         for chunk in x.split(chunks, dim=1):
             y, state = mixer(chunk, state)
             parts.append(y)
+        held = zip(state.tensors(), final.tensors(), strict=True)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-10, atol=1e-12)
-    for one, other in zip(tensors_of(state), tensors_of(final), strict=True):
+    for one, other in held:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
@@ -87,7 +84,7 @@ def test_state_takes_the_bytes_that_are_declared(config: Any, length: int) -> No
     mixer = build(config, dtype=torch.float32)
     with torch.no_grad():
         _, state = mixer(torch.randn(3, length, WIDTH))
-    assert sum(t.numel() * t.element_size() for t in tensors_of(state)) == mixer.state_bytes(3, length)
+    assert sum(t.numel() * t.element_size() for t in state.tensors()) == mixer.state_bytes(3, length)
 
 
 @each_config

@@ -1,13 +1,19 @@
 """Causal multi-head attention with rotary positions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verim import ops
 from verim.errors import InputError
 from verim.nn.mixers.mixer import Mixer
+from verim.ops.attention import cost
+
+Heads = Float[Tensor, "batch length heads head_dim"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,22 @@ class AttentionConfig:
         return Attention(self, width)
 
 
-@dataclass(frozen=True)
 class AttentionState:
-    """Rotated keys and values of the positions so far: `[batch, heads, length, head_dim]`."""
+    """Rotated keys, and values, of the positions so far: `[batch, length, heads, head_dim]`.
 
-    keys: Float[Tensor, "batch heads length head_dim"]
-    values: Float[Tensor, "batch heads length head_dim"]
+    The keys of a sequence's first chunk are rotated when they are first asked for: training never asks.
+    """
+
+    def __init__(self, values: Heads, rotate: Callable[[], Heads]) -> None:
+        self.values = values
+        self._rotate = rotate
+
+    @cached_property
+    def keys(self) -> Heads:
+        return self._rotate()
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
 
 
 class Attention(Mixer):
@@ -52,43 +68,39 @@ class Attention(Mixer):
         self, x: Float[Tensor, "batch length width"], state: AttentionState | None = None
     ) -> tuple[Float[Tensor, "batch length width"], AttentionState]:
         batch, length, width = x.shape
-        past = 0 if state is None else state.keys.shape[2]
+        past = 0 if state is None else state.values.shape[1]
         qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim)
-        rotated = self._rotation(qkv[:, :, :2], past)
-        queries, keys = rotated.permute(2, 0, 3, 1, 4).unbind(0)  # each [batch, heads, length, head_dim]
-        values = qkv[:, :, 2].transpose(1, 2)
-        if state is not None:
-            keys = torch.cat([state.keys, keys], dim=2)
-            values = torch.cat([state.values, values], dim=2)
-        if past == 0 or length == 1:  # one query sees all keys: no mask
-            mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=past == 0)
+        cosines, sines = self._rotation.tables(past, past + length, x)
+        if state is None:
+            mixed = ops.rotary_attention(qkv, cosines, sines)
+            after = AttentionState(qkv[:, :, 2], lambda: ops.rotary(qkv[:, :, 1], cosines, sines))
         else:
-            seen = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-            mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width)), AttentionState(keys, values)
+            queries, keys = ops.rotary(qkv[:, :, :2], cosines, sines).unbind(2)
+            keys, values = torch.cat([state.keys, keys], dim=1), torch.cat([state.values, qkv[:, :, 2]], dim=1)
+            mixed = ops.attention(queries, keys, values)
+            after = AttentionState(values, lambda: keys)
+        return self.out(mixed.reshape(batch, length, width)), after
 
     def state_bytes(self, batch: int, length: int) -> int:
         return 2 * batch * length * self.heads * self.head_dim * self.qkv.weight.element_size()
 
     def flops(self, length: int) -> tuple[float, float]:
-        """The lower triangle alone: a query meets (length + 1) / 2 keys on average, in Q Kᵀ and again in P V."""
         weights = 2 * (self.qkv.weight.numel() + self.out.weight.numel())
-        products = 2 * 2 * self.heads * self.head_dim * (length + 1) / 2
-        return weights + products, 2 * (weights + products)
+        shape = (1, length, length, self.heads, self.head_dim)
+        forward, backward = (part(*shape, causal=True).flops for part in (cost.forward_cost, cost.backward_cost))
+        return weights + forward / length, 2 * weights + backward / length
 
 
 class Rotation:
-    """Rotates pairs of channels by position · base^(-2i / head_dim); tables grow with the longest sequence seen."""
+    """Cosines and sines of position · base^(-2i / head_dim); the tables grow with the longest sequence seen."""
 
     def __init__(self, head_dim: int, base: float) -> None:
         self.frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         self.cosines = self.sines = torch.empty(0, head_dim // 2)
 
-    def __call__(self, x: Float[Tensor, "batch length parts heads head_dim"], first: int) -> Tensor:
-        last = first + x.shape[1]
-        if len(self.cosines) < last or self.cosines.device != x.device or self.cosines.dtype != x.dtype:
+    def tables(self, first: int, last: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of positions `first` to `last` - 1, with the device and data type of `like`."""
+        if len(self.cosines) < last or self.cosines.device != like.device or self.cosines.dtype != like.dtype:
             angles = torch.arange(max(last, 2 * len(self.cosines)), dtype=torch.float64)[:, None] * self.frequencies
-            self.cosines, self.sines = angles.cos().to(x), angles.sin().to(x)
-        cosines, sines = self.cosines[first:last, None, None], self.sines[first:last, None, None]
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([left * cosines - right * sines, left * sines + right * cosines], dim=-1)
+            self.cosines, self.sines = angles.cos().to(like), angles.sin().to(like)
+        return self.cosines[first:last], self.sines[first:last]

@@ -51,6 +51,9 @@ class MambaState:
     convolution: Float[Tensor, "batch past inner"]
     scan: Float[Tensor, "batch inner state"]
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return self.convolution, self.scan
+
 
 class Mamba(Mixer):
     """x, z = W_in input; x = silu(conv(x)); Δ, B, C from x; y = scan(x; Δ, A, B, C) + D x; W_out (y · silu(z)).
