@@ -30,12 +30,12 @@ def output_and_gradients(op: Op, tensors: list[Tensor], weight: Tensor | None = 
     return [output.detach(), *torch.autograd.grad(output, tensors, weight.to(output))]
 
 
-def assert_agrees(op: Op, tensors: list[Tensor], tolerance: float = 2e-6) -> None:
+def assert_agrees(op: Op, tensors: list[Tensor], tolerance: float = 2e-6, terms: float = 0.0) -> None:
     """`op` on float32 `tensors` against `op` on the reference backend in float64, by relative error (norm over norm).
 
     The largest single error may be 20 times the tolerance, relative to the largest value of the tensor. Where terms
     cancel, float32 cannot do better than some multiple of what the reference itself loses in float32: 4 times that
-    is allowed too.
+    is allowed too, and, where `terms` says how large single terms of the gradients are, the tolerance of that.
     """
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     with poisoned_memory():
@@ -49,7 +49,7 @@ def assert_agrees(op: Op, tensors: list[Tensor], tolerance: float = 2e-6) -> Non
         if not expected.numel():
             continue
         error, unavoidable = got.double() - expected, rounded.double() - expected
-        norm = tolerance * expected.norm() + 4 * unavoidable.norm()
+        norm = tolerance * (expected.norm() + terms) + 4 * unavoidable.norm()
         assert error.norm() <= norm, f"{name}: error {error.norm()}, allowed {norm}"
-        largest = 20 * tolerance * expected.abs().max() + 4 * unavoidable.abs().max()
+        largest = 20 * tolerance * (expected.abs().max() + terms) + 4 * unavoidable.abs().max()
         assert error.abs().max() <= largest, f"{name}: largest error {error.abs().max()}, allowed {largest}"

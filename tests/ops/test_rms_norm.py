@@ -25,7 +25,9 @@ def x_and_gain(rows, width, scale=1.0):
     eps=st.sampled_from([1e-6, 0.1]),
 )
 def test_the_kernel_agrees_with_the_reference(rows, width, scale, eps):
-    assert_agrees(lambda x, gain: rms_norm(x, gain, eps), [*x_and_gain(rows, width, scale)])
+    x, gain = x_and_gain(rows, width, scale)
+    largest = 1 / (x.square().mean(-1) + eps).sqrt().min().item() if rows else 0.0
+    assert_agrees(lambda x, gain: rms_norm(x, gain, eps), [x, gain], terms=largest)  # two terms of dx may cancel
 
 
 def test_the_reference_has_the_derivatives_of_its_formula_and_is_torchs():

@@ -105,7 +105,7 @@ def _room(length: int, keys: int, dim: int) -> int:
     """Floats of scratch: what `_forward` and `_backward` lay out, rounded up."""
     keys, length, dim = -(-keys // LANES) * LANES, -(-length // TILE) * TILE, -(-dim // LANES) * LANES
     of_keys = 6 * (keys + LANES) * dim + 2 * keys * TILE
-    of_queries = 5 * dim * TILE + dim * length
+    of_queries = 5 * dim * TILE + (dim + LANES) * length  # with the tables, whose last rows are rounded up
     return of_keys + of_queries + LANES * LANES + 2 * TILE
 
 
