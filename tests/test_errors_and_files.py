@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from verim.errors import BusyError, CorruptError, InputError, SpaceError, VerimError
-from verim.runtime.files import read_json, write_atomically, write_json, write_text
+from verim.runtime.files import is_full, read_json, write_atomically, write_bytes, write_json, write_text
 
 
 def test_every_error_is_one_that_the_command_line_catches() -> None:
@@ -72,3 +73,37 @@ def test_text_is_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "text", "é🙂")
     assert (tmp_path / "text").read_bytes() == "é🙂".encode()
     assert json.loads('"é🙂"') == (tmp_path / "text").read_text(encoding="utf-8")
+
+
+def test_what_no_room_means() -> None:
+    assert is_full(OSError(errno.ENOSPC, "full"))
+    assert not is_full(PermissionError(errno.EACCES, "closed"))
+    assert not is_full(OSError("without a number"))
+
+
+def test_what_is_flushed_is_open_for_writing_and_the_folder_comes_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows cannot tell how a descriptor was opened")
+    flushed = []
+
+    def record(descriptor: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        flushed.append((folder, writable, (tmp_path / "value").exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_bytes(tmp_path / "value", b"new")
+    assert flushed == [(False, True, False), (True, False, True)]
+    assert (tmp_path / "value").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no folder is flushed there")
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_bytes(tmp_path / "value", b"new")
+    assert (tmp_path / "value").read_bytes() == b"new"

@@ -157,7 +157,6 @@ def test_too_little_text_says_how_many_bytes_are_needed_and_there(tmp_path: Path
         load_corpus([tmp_path], least_bytes=5000)
 
 
-
 @pytest.mark.parametrize("fraction", [0.0, -1.0, 0.5, float("nan")])
 def test_a_fraction_that_cannot_work_is_refused(fraction: float) -> None:
     with pytest.raises(InputError, match="held_out_fraction = "):

@@ -57,9 +57,7 @@ class Corpus:
     notes: tuple[str, ...]
 
 
-def load_corpus(
-    paths: Sequence[str | Path] = (), held_out_fraction: float = 0.07, least_bytes: int = 0
-) -> Corpus:
+def load_corpus(paths: Sequence[str | Path] = (), held_out_fraction: float = 0.07, least_bytes: int = 0) -> Corpus:
     """The corpus of the text files in `paths` (files and folders); without any, Python's standard library.
 
     Exact duplicates are dropped. About `held_out_fraction` of the bytes is held out, as whole documents.

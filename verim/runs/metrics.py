@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from verim.errors import CorruptError, SpaceError
+from verim.runtime.files import is_full
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BINARY = getattr(os, "O_BINARY", 0)
+"""On Windows a file is else opened as text: each line end would grow by a byte and the lengths would be wrong."""
 
 
 class MetricsLog:
@@ -23,7 +25,7 @@ class MetricsLog:
         """Opens `path` and cuts away what lies beyond `keep_bytes`: lines of steps that will be done again,
         and a line torn by a kill. Raises `CorruptError` where the file is shorter than that."""
         self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
         self.bytes = os.fstat(self._file).st_size
         if self.bytes < keep_bytes:
             os.close(self._file)
@@ -48,7 +50,7 @@ class MetricsLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._cut(self.bytes)
-            if error.errno in _FULL:
+            if is_full(error):
                 message = f"no space left to write {self.path}: free some space there, or name another place"
                 raise SpaceError(error.errno, message) from error
             raise

@@ -9,32 +9,47 @@ from typing import Any
 
 from verim.errors import CorruptError, SpaceError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+
+
+def is_full(error: OSError) -> bool:
+    """Whether `error` says that there is no room: the disk is full, a quota or the largest file size is reached."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write(temporary)` with a path beside `path`, flushes the file and renames it over `path`.
 
-    Whatever happens (an exception, a kill, a full disk), `path` holds either its old or its new content, whole.
-    Raises `SpaceError` where the disk is full; the temporary file is removed.
+    Whatever happens (an exception, a kill, a full disk, a power cut), `path` holds either its old or its new
+    content, whole. Raises `SpaceError` where the disk is full; the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and is_full(error):
             message = f"no space left to write {path}: free some space there, or name another place with --out"
             raise SpaceError(error.errno, message) from error
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path`, atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` in UTF-8, atomically."""
-    write_atomically(path, lambda temporary: _write_bytes(temporary, text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,5 +65,18 @@ def read_json(path: Path) -> Any:
         raise CorruptError(f"{path} is not valid JSON ({error}): restore it or remove it") from error
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def _flush_folder(folder: Path) -> None:
+    """Brings the folder's entries, so the rename, to the disk. Windows has no such call and needs none."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some file systems cannot flush folders, and a folder may be writable but not readable: the rename is
+        # done all the same, only a power cut right now could undo it.
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
