@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from verim.errors import InputError
 from verim.models import ARCHITECTURES, LanguageModel, architecture_config
 from verim.scaling.ladder import (
+    LEAST_STRETCH,
     REPEATED_RUNGS,
     RUNG_RATIO,
     SIZES,
     Ladder,
     RunSpec,
+    expected_seconds,
     fit_ladder,
     makespan,
     next_size,
@@ -55,7 +57,7 @@ SIZES_OF = {name: made_up(name, 2e10) for name in ARCHITECTURES}
 @settings(max_examples=25, deadline=None)
 @given(seconds=st.floats(100, 1e6), workers=st.integers(1, 64), seed=st.integers(0, 5))
 def test_ladder_fits_its_time_and_has_its_shape(seconds: float, workers: int, seed: int) -> None:
-    ladder = fit_ladder(SIZES_OF, seconds, workers, seed)
+    ladder = fit_ladder(SIZES_OF, seconds, workers, seed, SIZES_OF, proof_seconds=1e9)
     assert ladder.seconds <= seconds
     assert len(ladder.budgets) >= 3
     for low, high in zip(ladder.budgets, ladder.budgets[1:], strict=False):
@@ -69,17 +71,29 @@ def test_ladder_fits_its_time_and_has_its_shape(seconds: float, workers: int, se
 
 
 def test_more_time_buys_larger_budgets() -> None:
-    largest = [fit_ladder(SIZES_OF, seconds, 2, 0).budgets[-1] for seconds in (100, 300, 900, 9000)]
+    largest = [fit_ladder(SIZES_OF, seconds, 2, 0, SIZES_OF, 1e9).budgets[-1] for seconds in (100, 300, 900, 9000)]
     assert largest == sorted(set(largest))
 
 
 def test_too_little_time_says_how_much_is_needed() -> None:
     with pytest.raises(InputError, match=r"minutes: the smallest ladder takes .* give more --minutes"):
-        fit_ladder(SIZES_OF, 0.5, 2, 0)
+        fit_ladder(SIZES_OF, 0.5, 2, 0, SIZES_OF, 1e9)
+
+
+def test_the_proof_of_a_ladder_fits_its_time() -> None:
+    """Many cores train a large ladder side by side; the proof is one run and must still stretch it three times."""
+    ladder = fit_ladder(SIZES_OF, 600, 64, 0, SIZES_OF, proof_seconds=60)
+    shortest = min(
+        expected_seconds(size, LEAST_STRETCH * ladder.budgets[-1] / size.flops_per_token)
+        for sizes in SIZES_OF.values()
+        for size in sizes
+    )
+    assert shortest <= 60
+    assert fit_ladder(SIZES_OF, 600, 64, 0, SIZES_OF, proof_seconds=1e9).budgets[-1] > ladder.budgets[-1]
 
 
 def test_ladder_survives_json() -> None:
-    ladder = fit_ladder(SIZES_OF, 300, 2, 0)
+    ladder = fit_ladder(SIZES_OF, 300, 2, 0, SIZES_OF, 1e9)
     assert Ladder.from_json(json.loads(json.dumps(ladder.to_json()))) == ladder
 
 

@@ -5,9 +5,9 @@ import pytest
 from test_ladder import SIZES_OF
 
 from verim.scaling.fit import FittedLaw, fit_law
-from verim.scaling.ladder import expected_seconds
+from verim.scaling.ladder import LEAST_STRETCH, expected_seconds
 from verim.scaling.laws import Law
-from verim.scaling.plan import LEAST_STRETCH, best_plan, plan_for_time, tokens_within
+from verim.scaling.plan import EVALUATIONS, best_plan, plan_for_time, tokens_within
 
 LAW = Law(E=1.0, A=20.0, B=300.0, alpha=0.35, beta=0.35)
 SIZES = SIZES_OF["transformer"]
@@ -21,7 +21,7 @@ def fitted(law: Law = LAW) -> FittedLaw:
 
 def test_tokens_within_takes_the_time_that_was_given() -> None:
     for size in SIZES[:6]:
-        assert expected_seconds(size, tokens_within(size, 100.0)) == pytest.approx(100.0, rel=0.02)
+        assert expected_seconds(size, tokens_within(size, 100.0), EVALUATIONS) == pytest.approx(100.0, rel=0.02)
 
 
 def test_plan_is_the_best_size_for_the_time() -> None:

@@ -69,6 +69,20 @@ def test_resumed_equals_never_stopped_to_the_bit(architecture: str, tmp_path: Pa
         assert torch.equal(whole.optimiser.state[one]["exp_avg_sq"], parts.optimiser.state[other]["exp_avg_sq"])
 
 
+def test_a_kill_between_the_last_checkpoint_and_the_result_loses_nothing(tmp_path: Path) -> None:
+    _, expected = run(tmp_path / "whole")
+    held = trainer(tmp_path / "parts")
+
+    def killed(result: dict) -> None:
+        raise StoppedError
+
+    held.run.finish = killed  # type: ignore[assignment]
+    with pytest.raises(StoppedError), held.run.writing():
+        held.train({"a": 1})
+    _, result = run(tmp_path / "parts")
+    assert result["bits_per_byte"] == expected["bits_per_byte"]
+
+
 def test_result_says_what_was_done_and_evaluations_are_spread(tmp_path: Path) -> None:
     _, result = run(tmp_path)
     assert result["steps"] == STEPS and result["tokens"] == STEPS * 32
@@ -114,13 +128,21 @@ def test_schedule_rises_stays_and_falls(steps: int, warmup: int, decay: int) -> 
 
 
 def test_matrices_learn_slower_the_wider_they_are() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Linear(16, 4), torch.nn.LayerNorm(4))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(64, 16),
+        torch.nn.Linear(16, 4),
+        torch.nn.LayerNorm(4),
+        torch.nn.Linear(2, 3),
+        torch.nn.Embedding(5, 4),
+    )
     optimiser = AdamWConfig(learning_rate=0.1).build(model)
     rates = {id(w): group["base_rate"] for group in optimiser.param_groups for w in group["params"]}
     decays = {id(w): group["weight_decay"] for group in optimiser.param_groups for w in group["params"]}
     assert rates[id(model[0].weight)] == pytest.approx(0.05)
     assert rates[id(model[1].weight)] == pytest.approx(0.2)
-    assert rates[id(model[0].bias)] == rates[id(model[2].weight)] == 0.1
+    assert rates[id(model[3].weight)] == pytest.approx(0.4)  # not 32 / 2
+    assert rates[id(model[0].bias)] == rates[id(model[2].weight)] == pytest.approx(0.03)
+    assert rates[id(model[4].weight)] == 0.1
     assert decays[id(model[0].weight)] == 0.1 and decays[id(model[2].weight)] == 0
     assert len(rates) == sum(1 for _ in model.parameters())
 

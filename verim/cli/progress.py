@@ -1,6 +1,7 @@
 """How a study shows itself while it runs: a bar with an end time on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ class StudyProgress:
         self.console, self.config = console, config
         self.expected: dict[str, float] = {}
         self.done: dict[str, float] = {}
+        self.proof = ""
         self.target_seconds = config.target_seconds
         self.began = self.told = time.monotonic()
         self.bar = Progress(
@@ -77,6 +79,18 @@ class StudyProgress:
         self.stage("training the ladder")
         self._update()
 
+    def extended(self, specs: Sequence[RunSpec]) -> None:
+        self.expected |= {spec.id: spec.expected_seconds for spec in specs}
+        self._say(f"{len(specs)} minima lie on the edge of the ladder: a size beyond it for each")
+        self._update()
+
+    def planned(self, spec: RunSpec, loss: float) -> None:
+        self.proof, self.target_seconds = spec.id, spec.expected_seconds
+        self.stage(
+            f"the proof: {spec.architecture} of width {spec.width}, expected {loss:.3f} bits per byte after "
+            f"{spec.expected_seconds:.0f} s"
+        )
+
     def progress(self, run: str, fraction: float) -> None:
         self.done[run] = fraction
         self._update()
@@ -96,7 +110,7 @@ class StudyProgress:
     def _work(self) -> tuple[float, float]:
         ladder = sum(self.expected.values()) / self.parallel
         done = sum(self.expected[run] * part for run, part in self.done.items() if run in self.expected)
-        proof = max((part for run, part in self.done.items() if run not in self.expected), default=0.0)
+        proof = self.done.get(self.proof, 0.0)
         return done / self.parallel + proof * self.target_seconds, ladder + self.target_seconds
 
     def _update(self) -> None:

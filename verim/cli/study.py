@@ -1,7 +1,7 @@
 """`verim study`: from a folder of text to a plan that has been checked by training it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -56,9 +56,9 @@ class StudyCommand:
     def _directory(self) -> Path:
         """The study's directory, made ready where it is new."""
         if self.resume is not None:
-            if self.paths or self.out is not None:
+            if replace(self, resume=None, json=False) != StudyCommand():
                 raise InputError(
-                    "resume: got paths or --out beside it; a study goes on with what it was asked: give --resume alone"
+                    "resume: got other options beside it; a study goes on with what it was asked: give --resume alone"
                 )
             return self.resume
         config = StudyConfig(

@@ -10,7 +10,7 @@ import numpy as np
 
 import verim
 from verim.errors import InputError
-from verim.scaling.fit import FittedLaw, fit_law
+from verim.scaling.fit import MINIMUM_RUNS, FittedLaw, fit_law, leave_budget_out
 from verim.scaling.isoflop import IsoFlopMinimum, minimum, power_law
 from verim.scaling.ladder import Ladder, RunSpec
 from verim.scaling.laws import PUBLISHED_EXPONENTS
@@ -24,8 +24,11 @@ CONVENTIONS = {
     "loss": "Bits per byte on held-out documents that no run has trained on.",
 }
 _CURVE_POINTS = 60
+_FRESH_EPOCHS = 4.0
 _BEYOND_NOISE = 2.0
-"""A margin counts from this many standard deviations of a difference of two runs."""
+"""A margin counts from this many standard errors of a difference of two minima."""
+_LEAST_NOISE = 1e-4
+"""Two seeds may agree by chance; no smaller relative noise is believed."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,16 @@ def analyse(
             minima[name][budget] = found
             if found.warning:
                 warnings.append(f"{name} at {budget:.1e} FLOPs: {found.warning}")
+            warnings += [f"{rung[i].spec.id} is set aside at its minimum: all other runs contradict it" for i in found.bad]
         mine = [run for run in runs if run.spec.architecture == name]
         laws[name] = fit_law(
             [sizes[name, run.spec.width].non_embedding for run in mine],
             [run.result["tokens"] for run in mine],
             [run.loss for run in mine],
         )
+        outliers = ", ".join(mine[i].spec.id for i in laws[name].outliers)
+        if outliers:
+            warnings.append(f"{name}: the law sets little weight on {outliers}, far from what all other runs say")
     verdicts = [_verdict(budget, {name: minima[name][budget] for name in architectures}, noise) for budget in budgets]
     return Findings(runs, sizes, minima, laws, noise, repeated, verdicts, warnings)
 
@@ -113,7 +120,7 @@ def _noise(runs: Sequence[Trained]) -> tuple[list[dict[str, Any]], float]:
         )
     if not freedom:
         raise InputError("runs: none is repeated with another seed, so nothing tells the noise; repeat one")
-    return repeated, math.sqrt(squares / freedom)
+    return repeated, max(_LEAST_NOISE, math.sqrt(squares / freedom))
 
 
 def _verdict(budget: float, minima: Mapping[str, IsoFlopMinimum], noise: float) -> dict[str, Any]:
@@ -121,7 +128,8 @@ def _verdict(budget: float, minima: Mapping[str, IsoFlopMinimum], noise: float) 
     best = minima[ranked[0]].loss
     margin: float | None
     ahead: str | None = ranked[0]
-    threshold = _BEYOND_NOISE * math.sqrt(2) * noise * best
+    errors = [minima[name].loss_error or noise * minima[name].loss for name in ranked[:2]]
+    threshold = _BEYOND_NOISE * math.hypot(*errors)
     if len(ranked) == 1:
         margin, text = None, f"{ranked[0]} alone: {best:.3f} bits per byte"
     else:
@@ -133,6 +141,9 @@ def _verdict(budget: float, minima: Mapping[str, IsoFlopMinimum], noise: float) 
             if ahead
             else f"{ranked[0]} and {ranked[1]} are {margin:.3f} bits per byte apart, within the noise ({threshold:.3f})"
         )
+        edges = [name for name in ranked[:2] if not minima[name].interior]
+        if edges:
+            text += f"; the minimum of {' and '.join(edges)} lies on the edge of the ladder and may be lower"
     return {
         "budget": budget,
         "ahead": ahead,
@@ -172,15 +183,26 @@ def assemble(
             "runs": findings.repeated,
         },
         "verdicts": findings.verdicts,
-        "recommended": plan.to_json(),
+        "recommended": plan.description(),
+        "epochs": plan.tokens / corpus["train_bytes"],
         "predicted_bits_per_byte": predicted.loss,
         "interval": [predicted.low, predicted.high],
         "achieved_bits_per_byte": achieved,
         "relative_error": predicted.loss / achieved - 1,
         "target": {"curve": target["curve"], "seconds": target["seconds"], "sample": target["sample"]},
         "seconds": seconds,
-        "warnings": [*findings.warnings, *corpus["notes"]],
+        "warnings": [*findings.warnings, *_repeated_text(plan, corpus["train_bytes"]), *corpus["notes"]],
     }
+
+
+def _repeated_text(plan: Plan, train_bytes: int) -> list[str]:
+    epochs = plan.tokens / train_bytes
+    if epochs <= _FRESH_EPOCHS:
+        return []
+    return [
+        f"the proof passes {epochs:.1f} times over the text; beyond {_FRESH_EPOCHS:.0f} a law that takes every byte "
+        "for fresh is too hopeful (Muennighoff et al. 2023, arXiv 2305.16264)"
+    ]
 
 
 def _architecture(name: str, ladder: Ladder, findings: Findings) -> dict[str, Any]:
@@ -188,7 +210,7 @@ def _architecture(name: str, ladder: Ladder, findings: Findings) -> dict[str, An
     return {
         "runs": [_run(run, findings.size(run.spec)) for run in findings.runs if run.spec.architecture == name],
         "minima": [_minimum(budget, name, findings) for budget in ladder.budgets],
-        "law": _law(findings.laws[name]),
+        "law": _law(name, findings),
         "exponents": _exponents(name, ladder, findings),
         "prediction": {
             "width": plan.candidate.width,
@@ -246,14 +268,31 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _law(fitted: FittedLaw) -> dict[str, Any]:
+def _left_out(name: str, findings: Findings) -> list[str]:
+    """How far the law of the smaller budgets is off the largest one's runs: the nearest thing to a test of it."""
+    runs = [run for run in findings.runs if run.spec.architecture == name]
+    below = [run for run in runs if run.spec.budget < max(run.spec.budget for run in runs)]
+    if len(below) < MINIMUM_RUNS:
+        return []
+    sizes = [findings.size(run.spec).non_embedding for run in runs]
+    error = leave_budget_out(
+        sizes, [r.result["tokens"] for r in runs], [r.loss for r in runs], [r.spec.budget for r in runs]
+    )
+    return [
+        f"fitted without the largest budget, the law is {error.mean:+.1%} off that budget's runs on average, "
+        f"{error.worst:+.1%} at worst"
+    ]
+
+
+def _law(name: str, findings: Findings) -> dict[str, Any]:
+    fitted = findings.laws[name]
     names = ("E", "A", "B", "alpha", "beta")
     return {
         **{name: getattr(fitted.law, name) for name in names},
         "intervals": {name: _finite(fitted.intervals[name]) for name in names},
         "identified": {name: bool(fitted.identified[name]) for name in names},
         "residual": fitted.spread,
-        "notes": list(fitted.notes),
+        "notes": [*fitted.notes, *_left_out(name, findings)],
     }
 
 

@@ -8,18 +8,24 @@ from typing import Any
 
 from verim.errors import InputError
 from verim.scaling.speed import Candidate
-from verim.train.rules import recipe
+from verim.train.rules import EVALUATION_BYTES, LENGTH, recipe
 
 RUNG_RATIO = 3.0
 """How much larger a budget is than the one below it."""
 LEAST_BUDGET = 5e9
 """FLOPs below which a run has too few steps to say anything about scale."""
 LEAST_RUNGS, MOST_RUNGS = 3, 5
+EXTRA_RUNG_BUDGET = 3e10
+"""A fourth or fifth rung below the others is added from so many FLOPs up: less than that is no power law yet."""
 SIZES = 5
 SIZE_RATIO = 1.7
 """Five sizes 1.7× apart span 8×: a minimum may lie 2.9× off the expected one and is still inside."""
 REPEATED_RUNGS = 2
 """On so many of the lowest rungs one run of each architecture is repeated with another seed: that is the noise."""
+
+LEAST_STRETCH = 3.0
+"""The proof's budget is at least this many times the largest rung: a plan that was not measured already."""
+_START_SECONDS = 0.2
 
 EXPECTED_OPTIMUM = {"transformer": (2.6e4, 1e11, 0.5), "mamba": (2.6e4, 1e11, 0.5)}
 """Where to look for the minimum: N = N₀ (C / C₀)^a, (N₀, C₀, a) as measured on the default corpus (docs/LOG.md)."""
@@ -34,13 +40,15 @@ class RunSpec:
     budget: float
     tokens: float
     seed: int
+    evaluations: int
     expected_seconds: float
 
     @classmethod
-    def of(cls, candidate: Candidate, budget: float, seed: int) -> "RunSpec":
+    def of(cls, candidate: Candidate, budget: float, seed: int, evaluations: int = 1) -> "RunSpec":
         """The run of a size on a budget."""
         tokens = budget / candidate.flops_per_token
-        return cls(candidate.architecture, candidate.width, budget, tokens, seed, expected_seconds(candidate, tokens))
+        seconds = expected_seconds(candidate, tokens, evaluations)
+        return cls(candidate.architecture, candidate.width, budget, tokens, seed, evaluations, seconds)
 
     @property
     def id(self) -> str:
@@ -66,10 +74,12 @@ class Ladder:
         )
 
 
-def expected_seconds(candidate: Candidate, tokens: float) -> float:
-    """Seconds of a run over `tokens` tokens, by the measured time of a step."""
-    plan = recipe(tokens)
-    return plan.trainer.steps * candidate.step_seconds(plan.batch)
+def expected_seconds(candidate: Candidate, tokens: float, evaluations: int = 1) -> float:
+    """Seconds of a run over `tokens` tokens, by the measured time of a step; an evaluation is forward passes alone."""
+    how = recipe(tokens)
+    training = how.trainer.steps * candidate.step_seconds(how.batch)
+    batches = EVALUATION_BYTES / (how.batch * LENGTH)
+    return training + evaluations * batches * candidate.step_seconds(how.batch) / 3 + _START_SECONDS
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
@@ -95,7 +105,8 @@ def rung(candidates: Sequence[Candidate], budget: float) -> list[Candidate]:
 
 def ladder_for(candidates: Mapping[str, Sequence[Candidate]], largest: float, workers: int, seed: int) -> Ladder:
     """The ladder whose largest budget is `largest`; one run of each architecture again with another seed."""
-    rungs = min(MOST_RUNGS, max(LEAST_RUNGS, 1 + math.floor(math.log(largest / LEAST_BUDGET, RUNG_RATIO) + 1e-9)))
+    rungs = 1 + math.floor(math.log(largest / EXTRA_RUNG_BUDGET, RUNG_RATIO) + 1e-9)
+    rungs = min(MOST_RUNGS, max(LEAST_RUNGS, rungs))
     budgets = [largest / RUNG_RATIO**k for k in reversed(range(rungs))]
     runs = []
     for sizes in candidates.values():
@@ -122,20 +133,34 @@ def next_size(
     return RunSpec.of(beyond[0], budget, seed) if beyond else None
 
 
-def fit_ladder(candidates: Mapping[str, Sequence[Candidate]], seconds: float, workers: int, seed: int) -> Ladder:
-    """The largest ladder that takes at most `seconds`. Budgets lie on a grid of ten to the decade.
+def fit_ladder(
+    candidates: Mapping[str, Sequence[Candidate]],
+    seconds: float,
+    workers: int,
+    seed: int,
+    proof: Mapping[str, Sequence[Candidate]],
+    proof_seconds: float,
+) -> Ladder:
+    """The largest ladder that takes at most `seconds` and leaves a proof that does not take over `proof_seconds`.
 
-    Raises `InputError` where not even the smallest one fits.
+    `proof` holds the candidates as the proof would run them. Budgets lie on a grid of ten to the decade. Raises
+    `InputError` where not even the smallest ladder fits.
     """
     lowest = round(10 * math.log10(LEAST_BUDGET * RUNG_RATIO ** (LEAST_RUNGS - 1)))
     best = None
     for tenths in range(lowest, 10 * 20):
-        ladder = ladder_for(candidates, 10 ** (tenths / 10), workers, seed)
-        if ladder.seconds > seconds:
+        largest = 10 ** (tenths / 10)
+        ladder = ladder_for(candidates, largest, workers, seed)
+        stretch = LEAST_STRETCH * largest
+        shortest = min(
+            expected_seconds(size, stretch / size.flops_per_token) for sizes in proof.values() for size in sizes
+        )
+        if ladder.seconds > seconds or shortest > proof_seconds:
             if best is None:
                 raise InputError(
-                    f"minutes: the smallest ladder takes {ladder.seconds:.0f} s here and {seconds:.0f} s are left for "
-                    "it: give more --minutes, or fewer --architectures"
+                    f"minutes: the smallest ladder takes {ladder.seconds:.0f} s here and {max(0.0, seconds):.0f} s are "
+                    f"left for it; its proof takes {shortest:.0f} of {proof_seconds:.0f} s: give more --minutes, or "
+                    "fewer --architectures"
                 )
             break
         best = ladder

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from verim.errors import InputError
 from verim.scaling.fit import FittedLaw, Prediction
-from verim.scaling.ladder import expected_seconds
+from verim.scaling.ladder import LEAST_STRETCH, expected_seconds
 from verim.scaling.speed import Candidate
 from verim.train.rules import LENGTH, recipe
 
-LEAST_STRETCH = 3.0
-"""The target budget is at least this many times the largest rung: a plan that was not measured already."""
+EVALUATIONS = 10
+"""How often the proof is judged on held-out text on its way: the points of its learning curve."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,16 @@ class Plan:
     predicted: Prediction
 
     def to_json(self) -> dict[str, Any]:
+        """Everything, for `from_json` to read back."""
+        return asdict(self) | {"predicted": list(self.predicted)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Plan":
+        parts = {"candidate": Candidate(**value["candidate"]), "predicted": Prediction(*value["predicted"])}
+        return cls(**(value | parts))
+
+    def description(self) -> dict[str, Any]:
+        """The plan in the words of study.json."""
         how = recipe(self.tokens)
         return {
             "architecture": self.candidate.architecture,
@@ -46,11 +56,14 @@ class Plan:
 
 
 def tokens_within(candidate: Candidate, seconds: float) -> float:
-    """The most tokens whose run is expected to take `seconds`; the batch follows from the tokens by its rule."""
+    """About the most tokens whose run is expected to take `seconds`.
+
+    The batch follows from the tokens by its rule and grows in steps, and time falls a little where it does.
+    """
     low, high = 1.0, 1e18
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if expected_seconds(candidate, middle) <= seconds else (low, middle)
+        low, high = (middle, high) if expected_seconds(candidate, middle, EVALUATIONS) <= seconds else (low, middle)
     return low
 
 
@@ -72,7 +85,7 @@ def plan_for_time(law: FittedLaw, candidates: Sequence[Candidate], seconds: floa
                 candidate,
                 tokens,
                 tokens * candidate.flops_per_token,
-                expected_seconds(candidate, tokens),
+                expected_seconds(candidate, tokens, EVALUATIONS),
                 law.predict(candidate.non_embedding, tokens),
             )
         )

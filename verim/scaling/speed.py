@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from verim.models import LanguageModel, architecture_config
+from verim.models import LanguageModel, LanguageModelConfig, architecture_config
+from verim.nn.mixers import AttentionConfig
 from verim.train import AdamWConfig
 from verim.train.rules import LENGTH
 from verim.train.step import update
@@ -78,7 +79,7 @@ def _like(known: Candidate, architecture: str, width: int) -> Candidate:
         known,
         width=width,
         depth=model.config.depth,
-        heads=getattr(model.config.mixer, "heads", None),
+        heads=_heads(model.config),
         non_embedding=counts.non_embedding,
         total=counts.total,
         flops_per_token=flops,
@@ -103,7 +104,7 @@ def measure_width(architecture: str, width: int) -> Candidate:
         architecture=architecture,
         width=width,
         depth=config.depth,
-        heads=getattr(config.mixer, "heads", None),
+        heads=_heads(config),
         non_embedding=counts.non_embedding,
         total=counts.total,
         flops_per_token=model.flops(LENGTH),
@@ -111,6 +112,10 @@ def measure_width(architecture: str, width: int) -> Candidate:
         small_step_seconds=small,
         large_step_seconds=large,
     )
+
+
+def _heads(config: LanguageModelConfig) -> int | None:
+    return config.mixer.heads if isinstance(config.mixer, AttentionConfig) else None
 
 
 def _step_seconds(model: LanguageModel, optimiser: torch.optim.Optimizer, batch: int) -> float:

@@ -12,35 +12,34 @@ being fixed before the first run, ends with the same numbers.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from verim.anatomy.calibration import calibrate
 from verim.anatomy.machine import machine_card, usable_cores
 from verim.data.corpus import load_corpus
+from verim.data.tokens import load_tokens, save_tokens
 from verim.errors import BusyError, InputError, VerimError
 from verim.generate import sample
 from verim.models import ARCHITECTURES, LanguageModel, architecture_config
 from verim.runs import RunDirectory, locked
-from verim.runtime.files import read_json, write_atomically, write_json
+from verim.runtime.files import read_json, write_json
 from verim.scaling import analysis
 from verim.scaling.ladder import Ladder, RunSpec, fit_ladder, makespan, next_size
-from verim.scaling.plan import Plan, best_plan, plan_for_time
+from verim.scaling.plan import EVALUATIONS, Plan, best_plan, plan_for_time
 from verim.scaling.speed import WIDTHS, Candidate, faster
 from verim.scaling.workers import CORPUS_FILE, Job, Workers, result_of
 from verim.train.trainer import model_weights
 
-EVALUATION_BYTES = 2**17
-"""Held-out bytes on which every run of the study is judged, the same for all."""
 LEAST_CORPUS_BYTES = 200_000
-TARGET_EVALUATIONS = 10
+MOST_EPOCHS = 40
+"""More passes over a text bring nothing (Muennighoff et al. 2023, arXiv 2305.16264, section 6)."""
 TARGET_SHARE = 0.4
 """The part of the minutes that the proof takes where --target-minutes does not say."""
 _RESERVE_SECONDS = 6.0
@@ -86,12 +85,19 @@ class StudyConfig:
         return 60 * minutes
 
 
+Result = TypeVar("Result")
+
+
 class Watcher(Protocol):
     """Who shows the study to the user: told of stages, of the ladder, and of how far each run is."""
 
     def stage(self, text: str) -> None: ...
 
     def ladder(self, ladder: Ladder, measured: dict[str, list[Candidate]], target_seconds: float) -> None: ...
+
+    def extended(self, specs: Sequence[RunSpec]) -> None: ...
+
+    def planned(self, spec: RunSpec, loss: float) -> None: ...
 
     def progress(self, run: str, fraction: float) -> None: ...
 
@@ -111,8 +117,9 @@ def stored_config(directory: Path) -> StudyConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"resume: {directory} holds no study (no config.json); name a study's directory")
-    held = read_json(path)
-    return StudyConfig(**(held | {name: tuple(held[name]) for name in ("paths", "architectures")}))
+    return _read_parts(
+        path, lambda held: StudyConfig(**(held | {name: tuple(held[name]) for name in ("paths", "architectures")}))
+    )
 
 
 def run_study(directory: Path, watcher: Watcher, wait_seconds: float = 5.0) -> dict[str, Any]:
@@ -125,9 +132,9 @@ def run_study(directory: Path, watcher: Watcher, wait_seconds: float = 5.0) -> d
         return _run_locked(directory, watcher, wait_seconds)
     except BusyError:
         raise
-    except VerimError:
+    except (VerimError, OSError):
         if not (directory / "ladder.json").exists():
-            for name in ("config.json", "corpus.json", CORPUS_FILE, ".lock"):
+            for name in ("config.json", "corpus.json", "seconds.json", CORPUS_FILE, ".lock"):
                 (directory / name).unlink(missing_ok=True)
             if not any(directory.iterdir()):
                 directory.rmdir()
@@ -149,7 +156,8 @@ class _Study:
     def __init__(self, directory: Path, config: StudyConfig, watcher: Watcher) -> None:
         self.directory, self.config, self.watcher = directory, config, watcher
         self.began = time.perf_counter()
-        self.seconds: dict[str, float] = {}
+        held = directory / "seconds.json"
+        self.seconds: dict[str, float] = dict(read_json(held)) if held.exists() else {}
         for partial in directory.glob(".*.partial"):
             partial.unlink()
 
@@ -159,7 +167,7 @@ class _Study:
         processes = _processes()
         with Workers(processes) as workers:
             with self._timed("calibration"):
-                stored = self._stored_ladder(workers)
+                stored = self._stored_ladder(workers, int(corpus["train_bytes"]))
             ladder = Ladder.from_json(stored["ladder"])
             measured = _candidates(stored["candidates"])
             self.watcher.ladder(ladder, measured, self.config.target_seconds)
@@ -180,7 +188,7 @@ class _Study:
             findings=findings,
             plan=plan,
             target=target,
-            seconds={"total": time.perf_counter() - self.began, "parts": self.seconds},
+            seconds={"total": sum(self.seconds.values()), "parts": self.seconds},
         )
         write_json(self.directory / "study.json", study)
         return study
@@ -189,7 +197,8 @@ class _Study:
     def _timed(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.seconds[part] = time.perf_counter() - began
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+        write_json(self.directory / "seconds.json", self.seconds)
 
     def _corpus(self) -> dict[str, Any]:
         """Reads the corpus once; its tokens stay with the study, so that a resume needs no source file."""
@@ -197,9 +206,8 @@ class _Study:
         if facts_path.exists():
             return dict(read_json(facts_path))
         self.watcher.stage("reading the corpus")
-        corpus = load_corpus(self.config.paths, least_bytes=LEAST_CORPUS_BYTES)
-        tokens = {"train": corpus.train, "held_out": corpus.held_out}
-        write_atomically(tokens_path, lambda path: save_file(tokens, path))
+        corpus = load_corpus(self.config.paths, least_bytes=LEAST_CORPUS_BYTES, exclude=(self.directory,))
+        save_tokens(tokens_path, corpus.train, corpus.held_out)
         facts = {
             "name": corpus.name,
             "paths": list(self.config.paths),
@@ -217,11 +225,11 @@ class _Study:
         write_json(facts_path, facts)
         return facts
 
-    def _stored_ladder(self, workers: Workers) -> dict[str, Any]:
+    def _stored_ladder(self, workers: Workers, train_bytes: int) -> dict[str, Any]:
         """Measures the machine and the sizes and fixes the ladder, or reads what was fixed before."""
         path = self.directory / "ladder.json"
         if path.exists():
-            return dict(read_json(path))
+            return _read_parts(path, _whole_ladder)
         self.watcher.stage("measuring the machine")
         machine = _machine()
         self.watcher.stage("measuring the speed of every size, all cores busy")
@@ -233,7 +241,15 @@ class _Study:
             together[name] = [faster(size, alone.get(size.width, size)) for size in sizes]
         spent = time.perf_counter() - self.began
         left = 60 * self.config.minutes - spent - self.config.target_seconds - _RESERVE_SECONDS
-        ladder = fit_ladder(measured, left * (1 - _EXTENSION_SHARE), workers.processes, self.config.seed)
+        target = self.config.target_seconds
+        share = left * (1 - _EXTENSION_SHARE)
+        ladder = fit_ladder(measured, share, workers.processes, self.config.seed, together, target)
+        longest = max(run.tokens for run in ladder.runs)
+        if longest > MOST_EPOCHS * train_bytes:
+            raise InputError(
+                f"paths: the ladder of {self.config.minutes:g} minutes needs {longest / MOST_EPOCHS:,.0f} bytes of "
+                f"text and there are {train_bytes:,}: name more text, or give fewer --minutes"
+            )
         stored = {
             "machine": machine,
             "candidates": {name: [c.to_json() for c in sizes] for name, sizes in measured.items()},
@@ -260,7 +276,7 @@ class _Study:
         """Trains what is not trained yet, the longest first, and returns all of it in the order given."""
         futures: dict[Future[dict[str, Any]], RunSpec] = {}
         for spec in sorted(specs, key=lambda spec: -spec.expected_seconds):
-            job = Job(self.directory / "runs" / spec.id, spec, 1, EVALUATION_BYTES, 1)
+            job = Job(self.directory / "runs" / spec.id, spec, threads=1)
             futures[workers.train(job)] = spec
         results: dict[RunSpec, dict[str, Any]] = {}
         while futures:
@@ -303,27 +319,30 @@ class _Study:
             if not specs:
                 break
             left -= makespan([spec.expected_seconds for spec in specs], ladder.workers)
-            self.watcher.stage(f"{len(specs)} minima lie on the edge: a size beyond it for each")
+            self.watcher.extended(specs)
             added += self._train(workers, specs)
         return added
 
     def _plan(self, findings: analysis.Findings, candidates: dict[str, list[Candidate]], ladder: Ladder) -> Plan:
+        path = self.directory / "plan.json"
+        if path.exists():
+            held = _read_parts(path, lambda stored: {name: Plan.from_json(plan) for name, plan in stored.items()})
+            findings.predictions |= held
+            return best_plan(held)
         plans = {
             name: plan_for_time(law, candidates[name], self.config.target_seconds, ladder.budgets[-1])
             for name, law in findings.laws.items()
         }
+        write_json(path, {name: plan.to_json() for name, plan in plans.items()})
         findings.predictions |= plans
         return best_plan(plans)
 
     def _prove(self, workers: Workers, plan: Plan) -> dict[str, Any]:
         """Trains the recommended model on all cores and lets it write a little."""
-        spec = RunSpec.of(plan.candidate, plan.flops, self.config.seed)
-        self.watcher.stage(
-            f"the proof: {spec.architecture} of width {spec.width}, expected {plan.predicted.loss:.3f} bits per byte "
-            f"after {plan.seconds:.0f} s"
-        )
+        spec = RunSpec.of(plan.candidate, plan.flops, self.config.seed, EVALUATIONS)
+        self.watcher.planned(spec, plan.predicted.loss)
         run = RunDirectory(self.directory / "runs" / f"target-{spec.id}")
-        future = workers.train(Job(run.path, spec, plan.candidate.threads, EVALUATION_BYTES, TARGET_EVALUATIONS))
+        future = workers.train(Job(run.path, spec, plan.candidate.threads))
         while not future.done():
             wait([future], timeout=0.2)
             self._show(workers)
@@ -342,7 +361,7 @@ class _Study:
         assert checkpoint is not None, "a finished run has its last checkpoint"
         model = LanguageModel(architecture_config(spec.architecture, spec.width))
         model.load_state_dict(model_weights(checkpoint))
-        held_out = load_file(self.directory / CORPUS_FILE)["held_out"]
+        held_out = load_tokens(self.directory / CORPUS_FILE)["held_out"]
         prompt = held_out[:64].long()[None]
         torch.set_num_threads(1)
         written = sample(model, prompt, _SAMPLE_BYTES, temperature=0.8, seed=self.config.seed)
@@ -351,7 +370,27 @@ class _Study:
 
 def _processes() -> int:
     """How many runs train side by side: one a core, as far as memory goes."""
-    return max(1, min(usable_cores(), int(machine_card()["memory_bytes"] // _WORKER_BYTES)))
+    available = machine_card()["memory_available_bytes"]
+    return max(1, min(usable_cores(), int(available // _WORKER_BYTES) if available else usable_cores()))
+
+
+def _read_parts(path: Path, parse: Callable[[Any], Result]) -> Result:
+    """What `parse` makes of the JSON in a study's file; a file that is not a study's is said to be."""
+    try:
+        return parse(read_json(path))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"resume: {path} is not what a study wrote there ({type(error).__name__}: {error}); name a study's "
+            "directory, or begin the study again"
+        ) from error
+
+
+def _whole_ladder(stored: Any) -> dict[str, Any]:
+    """The content of ladder.json, each part of it readable."""
+    Ladder.from_json(stored["ladder"])
+    for part in ("candidates", "target_candidates"):
+        _candidates(stored[part])
+    return {"machine": dict(stored["machine"]), **stored}
 
 
 def _machine() -> dict[str, Any]:

@@ -6,6 +6,7 @@ with one thread: twice the work in the time, and bits that do not depend on what
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
+import verim
+from verim.anatomy.machine import machine_card
+from verim.data.tokens import load_tokens
 from verim.errors import VerimError
 from verim.models import LanguageModel, architecture_config
 from verim.runs import RunDirectory
@@ -27,21 +30,25 @@ from verim.runtime.allocator import keep_freed_blocks
 from verim.scaling.ladder import RunSpec
 from verim.scaling.speed import Candidate, measure
 from verim.train import ByteLanguageModelling, Trainer
-from verim.train.rules import recipe
+from verim.train.rules import EVALUATION_BYTES, recipe
 
 CORPUS_FILE = "corpus.safetensors"
 _DYING_OWNER_SECONDS = 10.0
 _PROGRESS_SECONDS = 0.25
 
 
+_KILLED = (
+    "a training process was killed or found no memory: free some and go on with --resume, or begin again with fewer "
+    "--minutes"
+)
+
+
 class Job(NamedTuple):
-    """A run to train: where, what, on how many threads, and how often to look at held-out text on the way."""
+    """A run to train: where, what, and on how many threads."""
 
     directory: Path
     spec: RunSpec
     threads: int
-    evaluation_bytes: int
-    evaluations: int
 
 
 class Workers:
@@ -65,23 +72,30 @@ class Workers:
                 process.terminate()
 
     def train(self, job: Job) -> "Future[dict[str, Any]]":
-        return self._pool.submit(train_run, job)
+        return self._submit(train_run, job)
 
     def measure(
         self, architecture: str, widths: tuple[int, ...], seconds: float, threads: int
     ) -> "Future[list[Candidate]]":
-        return self._pool.submit(_measure, architecture, widths, seconds, threads)
+        return self._submit(_measure, architecture, widths, seconds, threads)
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        try:
+            return self._pool.submit(work, *arguments)
+        except BrokenProcessPool as error:
+            raise VerimError(_KILLED) from error
 
 
 def result_of(future: "Future[Any]") -> Any:
-    """The future's result; a process that died is said in a sentence."""
+    """The future's result; a process that died or found no memory is said in a sentence."""
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise VerimError(
-            "a training process was killed (out of memory?): free memory or give fewer --minutes, "
-            "then go on with --resume"
-        ) from error
+        raise VerimError(_KILLED) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise VerimError(_KILLED) from error
+        raise
 
 
 def train_run(job: Job) -> dict[str, Any]:
@@ -92,20 +106,25 @@ def train_run(job: Job) -> dict[str, Any]:
         return run.result()
     torch.manual_seed(job.spec.seed)
     model = LanguageModel(architecture_config(job.spec.architecture, job.spec.width))
-    how = recipe(job.spec.tokens, job.evaluations)
-    corpus = load_file(job.directory.parent.parent / CORPUS_FILE)
+    how = recipe(job.spec.tokens, job.spec.evaluations)
+    corpus = load_tokens(job.directory.parent.parent / CORPUS_FILE)
     task = ByteLanguageModelling(
-        corpus["train"], corpus["held_out"], how.batch, how.length, job.spec.seed, job.evaluation_bytes
+        corpus["train"], corpus["held_out"], how.batch, how.length, job.spec.seed, EVALUATION_BYTES
     )
     trainer = Trainer(model, task, how.trainer, run)
     description = {"run": asdict(job.spec), "model": model.config.to_json(), "training": how.to_json()}
     with run.writing(wait_seconds=_DYING_OWNER_SECONDS):
-        return trainer.train(description, _reporter(job.spec.id, how.trainer.steps))
+        return trainer.train(description, _reporter(job.spec.id, how.trainer.steps), _environment(job.threads))
 
 
 def _measure(architecture: str, widths: tuple[int, ...], seconds: float, threads: int) -> list[Candidate]:
     torch.set_num_threads(threads)
     return measure(architecture, widths, seconds)
+
+
+def _environment(threads: int) -> dict[str, Any]:
+    """What a run needs said to be reproduced."""
+    return {"verim": verim.__version__, "threads": threads} | machine_card()
 
 
 _progress: Any = None
@@ -115,6 +134,7 @@ def _begin(progress: Any) -> None:
     """Sets up a worker: its memory, and its end when its parent ends."""
     global _progress
     _progress = progress
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; a keyboard reaches them all
     keep_freed_blocks()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

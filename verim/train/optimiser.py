@@ -1,5 +1,6 @@
 """AdamW with a learning rate for each kind of weight."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +10,19 @@ from verim.errors import InputError
 
 REFERENCE_FAN_IN = 32
 """The fan-in at which a matrix learns with the learning rate as given."""
+LARGEST_FACTOR = 4.0
+"""The rule is for a fan-in that grows with the width; a low-rank one (Mamba's Δ: 1 to 4) would learn too fast."""
+VECTOR_FACTOR = 0.3
+"""Gains, biases and decay rates learn slower: at the full rate some small Mambas never recover from the start."""
 
 
 @dataclass(frozen=True)
 class AdamWConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
 
-    `learning_rate` is that of embeddings, gains and biases; a matrix takes learning_rate · 32 / fan_in, as maximal
-    update parametrisation has it for Adam (Yang et al. 2022, arXiv 2203.03466, table 8), so that one number serves
-    every width. Weight decay acts on matrices alone.
+    `learning_rate` is that of embeddings; a matrix takes learning_rate · min(4, 32 / fan_in), as maximal update
+    parametrisation has it for Adam (Yang et al. 2022, arXiv 2203.03466, table 8), so that one number serves every
+    width; gains, biases and other vectors take 0.3 of it (docs/LOG.md). Weight decay acts on matrices alone.
     """
 
     learning_rate: float
@@ -29,6 +34,9 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate: got {self.learning_rate}, expected a positive number")
+        for name in ("eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected a finite number of at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1)")
@@ -39,17 +47,19 @@ class AdamWConfig:
         for module in model.modules():
             if isinstance(module, nn.Linear) and isinstance(module.weight, nn.Parameter):
                 matrices.setdefault(module.in_features, []).append(module.weight)
-        in_matrices = {id(weight) for weights in matrices.values() for weight in weights}
-        others = [weight for weight in model.parameters() if id(weight) not in in_matrices]
-        groups = [
-            {
-                "params": weights,
-                "base_rate": self.learning_rate * REFERENCE_FAN_IN / fan_in,
-                "weight_decay": self.weight_decay,
-            }
+        tables = [w for m in model.modules() if isinstance(m, nn.Embedding) for w in m.parameters()]
+        placed = {id(weight) for weights in [tables, *matrices.values()] for weight in weights}
+        vectors = [weight for weight in model.parameters() if id(weight) not in placed]
+        kinds = [
+            (weights, min(LARGEST_FACTOR, REFERENCE_FAN_IN / fan_in), self.weight_decay)
             for fan_in, weights in sorted(matrices.items())
         ]
-        groups.append({"params": others, "base_rate": self.learning_rate, "weight_decay": 0.0})
+        kinds += [(tables, 1.0, 0.0), (vectors, VECTOR_FACTOR, 0.0)]
+        groups = [
+            {"params": weights, "base_rate": self.learning_rate * factor, "weight_decay": decay}
+            for weights, factor, decay in kinds
+            if weights
+        ]
         return torch.optim.AdamW(
             groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True
         )

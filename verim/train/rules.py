@@ -13,10 +13,16 @@ from verim.train.trainer import TrainerConfig
 LENGTH = 128
 """Bytes a sequence."""
 
+EVALUATION_BYTES = 2**17
+"""Held-out bytes on which a run of a study is judged, the same for all runs of it."""
+
 RULES = {
     "length": f"{LENGTH} bytes a sequence",
     "batch": "sequences grow as the square root of the tokens of the run, in powers of 2 (our sweep)",
-    "learning rate": "one rate for every width: matrices take 32 / fan_in of it (Yang et al. 2022, table 8); our sweep",
+    "depth": "one block for every full 64 channels, two for Mamba (nanochat's ratio; Gu & Dao 2023, section 3.4)",
+    "heads": "16 channels a head; SwiGLU of 8/3 the width (Shazeer 2020)",
+    "learning rate": "0.03 at every width: matrices take min(4, 32 / fan_in) of it (Yang et al. 2022, table 8), "
+    "vectors 0.3; measured in our sweep",
     "schedule": "2 % warm-up, then constant, then linear to zero over the last 40 % (Hägele et al. 2024); our sweep",
 }
 """What the rules say, in words, for whoever reads a ladder."""

@@ -85,6 +85,7 @@ class Trainer:
                 self._save(step)
                 saved = time.perf_counter()
             progress(step)
+        figures = figures or self.evaluate()  # killed after the last checkpoint, before the result
         result = {"steps": step, "tokens": step * self.task.tokens_per_step, "seconds": time.perf_counter() - began}
         self._save(step)
         self.run.finish(result | figures)
