@@ -157,6 +157,18 @@ def test_too_little_text_says_how_many_bytes_are_needed_and_there(tmp_path: Path
         load_corpus([tmp_path], least_bytes=5000)
 
 
+def test_a_studys_own_folder_and_earlier_studies_change_nothing(tmp_path: Path) -> None:
+    write_documents(tmp_path, 60)
+    before = load_corpus([tmp_path])
+    for folder in ("own", "earlier"):
+        write_documents(tmp_path / folder, 2, lines=7)
+        (tmp_path / folder / "config.json").write_text(folder)
+    (tmp_path / "earlier" / "ladder.json").write_text("{}")
+    after = load_corpus([tmp_path], exclude=[tmp_path / "own"])
+    assert after.sha256 == before.sha256
+    assert after.skipped == {"of a study": 4}
+
+
 @pytest.mark.parametrize("fraction", [0.0, -1.0, 0.5, float("nan")])
 def test_a_fraction_that_cannot_work_is_refused(fraction: float) -> None:
     with pytest.raises(InputError, match="held_out_fraction = "):

@@ -1,8 +1,10 @@
 """Which files are read as text, in which order, and what is said of the others."""
 
 import errno
+import io
 import os
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -40,6 +42,58 @@ def test_what_is_no_text_is_counted_by_reason(tmp_path: Path) -> None:
     assert files.skipped == {"binary": 2, "undecodable": 2, "empty": 1}
 
 
+def test_of_a_binary_file_only_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            reads.append(size)
+            return super().read(size)
+
+    write(tmp_path, huge=b"")
+    monkeypatch.setattr(Path, "open", lambda path, mode: Watched(b"x" * 60_000 + b"\0" * 60_000))
+    assert read_text_files([tmp_path]).skipped == {"binary": 1}
+    assert reads == [1 << 16]
+
+
+def test_a_nul_beyond_the_beginning_and_long_text_are_still_told_apart(tmp_path: Path) -> None:
+    text = ("é" * 100_001).encode()  # a character lies across the end of what is read first
+    write(tmp_path, binary=b"x" * 100_000 + b"\0", text=b"x" + text)
+    files = read_text_files([tmp_path])
+    assert files.contents == [b"x" + text]
+    assert files.skipped == {"binary": 1}
+
+
+@pytest.mark.parametrize("marker", ["ladder.json", "corpus.safetensors"])
+def test_a_study_is_not_read_wherever_it_lies(tmp_path: Path, marker: str) -> None:
+    study = tmp_path / "a" / "study"
+    write(tmp_path, text=b"t")
+    write(tmp_path / "a", config=b"c")
+    write(study, **{"config.json": b"{}", marker: b"{}", ".lock": b""})
+    write(study / "runs", **{"page.html": b"<p>"})
+    files = read_text_files([tmp_path])
+    assert files.contents == [b"c", b"t"]
+    assert files.skipped == {"of a study": 3}
+    assert read_text_files([study]).contents == []
+    assert read_text_files([study / "config.json"]).contents == [b"{}"]  # named by the user
+
+
+def test_one_of_a_studys_names_does_not_make_a_study(tmp_path: Path) -> None:
+    write(tmp_path / "model", **{"config.json": b"{}", "model.json": b"{}"})
+    write(tmp_path / "house", **{"ladder.json": b"2 m"})
+    assert read_text_files([tmp_path]).contents == [b"2 m", b"{}", b"{}"]
+
+
+def test_what_is_excluded_is_passed_over_by_any_name(tmp_path: Path) -> None:
+    write(tmp_path, text=b"t")
+    write(tmp_path / "out", **{"config.json": b"{}"})
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for own in (tmp_path / "out", tmp_path / "link", tmp_path / "out" / ".." / "out"):
+        files = read_text_files([tmp_path, tmp_path / "out"], exclude=[own, tmp_path / "not yet there"])
+        assert files.contents == [b"t"]
+        assert files.skipped == {}
+
+
 def test_hidden_names_are_left_out_of_folders_but_read_when_named(tmp_path: Path) -> None:
     write(tmp_path, **{".hidden": b"h", "seen": b"s"})
     write(tmp_path / ".git", config=b"g")
@@ -73,14 +127,14 @@ def test_a_file_that_cannot_be_read_is_an_error_only_when_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, text=b"t", closed=b"c")
-    read_bytes = Path.read_bytes
+    open_path = Path.open
 
-    def refuse(path: Path) -> bytes:  # root may read any file, so the mode of the file would not do
+    def refuse(path: Path, mode: str) -> IO[Any]:  # root may read any file, so the mode of the file would not do
         if path.name == "closed":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return read_bytes(path)
+        return open_path(path, mode)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     files = read_text_files([tmp_path])
     assert files.contents == [b"t"]
     assert files.skipped == {"unreadable": 1}

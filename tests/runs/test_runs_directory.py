@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verim.errors import BusyError, CorruptError, InputError, SpaceError
-from verim.runs import RunDirectory, locked
+from verim.runs import RunDirectory, locked, metrics
 
 CONFIG = {"width": 32, "betas": (0.9, 0.95)}
 
@@ -134,6 +134,21 @@ def test_metrics_shorter_than_their_checkpoint_are_refused(tmp_path: Path) -> No
     os.truncate(run.path / "metrics.jsonl", 10)
     with run.writing(), pytest.raises(CorruptError, match=r"metrics\.jsonl has 10 bytes.*Remove"):
         run.start(CONFIG)
+
+
+def test_metrics_are_opened_as_bytes_where_the_system_has_text_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_file, binary = [], os.open, 1 << 40  # no flag of any system
+
+    def note(path: Path, flags: int, mode: int = 0o777) -> int:
+        opened.append((path.name, bool(flags & binary)))
+        return open_file(path, flags & ~binary, mode)
+
+    monkeypatch.setattr(metrics, "_BINARY", binary)
+    monkeypatch.setattr(metrics.os, "open", note)
+    metrics.MetricsLog(tmp_path / "metrics.jsonl", 0).close()
+    assert opened == [("metrics.jsonl", True)]
 
 
 def test_numbers_json_lacks_become_null(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """What the machine is: everything that can be read without measuring."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ def machine_card() -> dict[str, Any]:
     """The machine as JSON values. Bytes are bytes; what cannot be found out is None.
 
     - `processor`, `architecture`, `os`, `libc`
-    - `cores`: those this process may run on; `cpu_quota`: cores' worth of time its container allows
+    - `cores`: how many threads can run at once, see `usable_cores`; `cpu_quota`: cores' worth of time that
+      its container allows
     - `memory_bytes`: of the machine or of the container, whichever is less; `memory_available_bytes`: now
     - `cpu_capability`: the vector instructions that torch uses; `blas`: what torch multiplies matrices with
     - `threads`: torch's own; `python`, `torch`, `numba`, `triton`: versions
@@ -41,10 +43,15 @@ def machine_card() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """The number of cores this process may run on (its affinity, where the system has one)."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; other systems have no affinity to ask for
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many threads of this process can run at once.
+
+    That is its affinity (where the system has one) or its container's quota of CPU time, rounded up, whichever is
+    less: threads beyond the quota only make the kernel stop all of them until the next period.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux; other systems have no affinity to ask for
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = _cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def version_of(package: str) -> str | None:
@@ -64,9 +71,25 @@ def _processor() -> str:
 
 
 def _cpu_quota() -> float | None:
-    """cgroup v2's `cpu.max` is "quota period" or "max period"."""
-    match = re.fullmatch(r"(\d+) (\d+)\s*", _text("/sys/fs/cgroup/cpu.max"))
-    return int(match[1]) / int(match[2]) if match else None
+    """Cores' worth of CPU time allowed by the process's control group and those around it; None without a limit.
+
+    Version 2 keeps "quota period" or "max period" in `cpu.max`; version 1 two files, its quota -1 for no limit.
+    """
+    root, quotas = "/sys/fs/cgroup", []
+    for line in _text("/proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        # A container may show the host's path of its group, which is not there: its own limit stands at the root.
+        for place in (PurePosixPath(group), *PurePosixPath(group).parents):
+            if not controllers:
+                found = re.fullmatch(r"(\d+) (\d+)\s*", _text(f"{root}/{place}/cpu.max"))
+            elif "cpu" in controllers.split(","):
+                folder = f"{root}/cpu/{place}/cpu.cfs"
+                found = re.fullmatch(r"(\d+)\s+(\d+)\s*", _text(f"{folder}_quota_us") + _text(f"{folder}_period_us"))
+            else:
+                break
+            if found:
+                quotas.append(int(found[1]) / int(found[2]))
+    return min(quotas, default=None)
 
 
 def _memory() -> int | None:

@@ -57,19 +57,25 @@ class Corpus:
     notes: tuple[str, ...]
 
 
-def load_corpus(paths: Sequence[str | Path] = (), held_out_fraction: float = 0.07, least_bytes: int = 0) -> Corpus:
+def load_corpus(
+    paths: Sequence[str | Path] = (),
+    held_out_fraction: float = 0.07,
+    least_bytes: int = 0,
+    exclude: Sequence[Path] = (),
+) -> Corpus:
     """The corpus of the text files in `paths` (files and folders); without any, Python's standard library.
 
     Exact duplicates are dropped. About `held_out_fraction` of the bytes is held out, as whole documents.
     Where no choice of whole documents comes near that share (one large file, say), the large files are cut at
-    paragraphs into documents first, and a note says so.
+    paragraphs into documents first, and a note says so. Folders of studies are left out, and so are those in
+    `exclude` (see `read_text_files`).
 
     Raises `InputError` where a path does not exist, there is no text, fewer than `least_bytes` of it, or too little to
     hold any out.
     """
     if not 0 < held_out_fraction < 0.5:
         raise InputError(f"held_out_fraction = {held_out_fraction}: expected more than 0 and less than 0.5")
-    files = read_text_files(paths) if paths else read_standard_library()
+    files = read_text_files(paths, exclude) if paths else read_standard_library()
     name = ", ".join(printable(path) for path in paths) if paths else _standard_library_name()
     if not files.contents:
         raise InputError(f"{name} has no text{_left_out(files)}: name files or folders of UTF-8 text")

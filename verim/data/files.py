@@ -12,12 +12,16 @@ from verim.errors import InputError
 # Present on some machines and left out by some distributions, or of other owners: not the library itself.
 _NOT_THE_LIBRARY = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
 
+_SNIFFED = 1 << 16
+"""A file with a NUL among its first bytes is no text: the rest, which may be huge, is not read."""
+
 
 @dataclass
 class TextFiles:
     """The contents of text files, none of them empty, and how many files were left out and why.
 
-    The reasons are `binary` (a NUL byte), `undecodable` (not UTF-8), `empty` and `unreadable`."""
+    The reasons are `binary` (a NUL byte), `undecodable` (not UTF-8), `empty`, `unreadable` and `of a study`
+    (below the folder of a study: what Verim wrote)."""
 
     contents: list[bytes] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -25,7 +29,11 @@ class TextFiles:
     def read(self, path: Path, named: bool = False) -> None:
         """Adds the file at `path`, or counts why not. One that the user `named` must be readable."""
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                content = file.read(_SNIFFED)
+                if b"\0" not in content:
+                    file.seek(0)
+                    content = file.read()
         except OSError as error:
             if named:
                 message = f"{printable(path)} cannot be read ({error.strerror}): name a file that can be read"
@@ -39,21 +47,26 @@ class TextFiles:
             self.contents.append(content)
 
 
-def read_text_files(paths: Sequence[str | Path]) -> TextFiles:
+def read_text_files(paths: Sequence[str | Path], exclude: Sequence[Path] = ()) -> TextFiles:
     """Reads the files named in `paths` and those in the folders named there, at any depth, sorted by name.
 
     Inside folders, names that begin with a dot are left out; links are followed, but no folder is visited
-    twice (so a loop of links ends).
+    twice (so a loop of links ends). The files below the folder of a study (`config.json` beside `ladder.json`
+    or `corpus.safetensors`) are counted, not read: no study trains on what another one wrote. The folders in
+    `exclude` (the study's own, say, which is not yet known by its files) are passed over without a count.
 
     Raises `InputError` where a path does not exist, cannot be read, or is neither a file nor a folder.
     """
     files = TextFiles()
-    visited: set[tuple[int, int]] = set()
+    visited = {_identity(folder) for folder in exclude if folder.exists()}
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            for found in _walk(path, visited):
-                files.read(found)
+            for found, of_a_study in _walk(path, visited):
+                if of_a_study:
+                    files.skipped["of a study"] += 1
+                else:
+                    files.read(found)
         elif path.is_file():
             files.read(path, named=True)
         elif path.exists():
@@ -83,9 +96,14 @@ def printable(path: str | Path) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
+    return status.st_dev, status.st_ino
+
+
+def _walk(folder: Path, visited: set[tuple[int, int]], of_a_study: bool = False) -> Iterator[tuple[Path, bool]]:
+    """The files below `folder`, and of each whether it lies in the folder of a study."""
+    identity = _identity(folder)
     if identity in visited:
         return
     visited.add(identity)
@@ -93,13 +111,15 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
         entries = sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name))
     except PermissionError as error:
         raise InputError(f"the folder {printable(folder)} cannot be listed: give it read permission") from error
+    names = {entry.name for entry in entries}
+    of_a_study = of_a_study or ("config.json" in names and not names.isdisjoint(("ladder.json", "corpus.safetensors")))
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry, visited)
+            yield from _walk(entry, visited, of_a_study)
         elif entry.is_file():
-            yield entry
+            yield entry, of_a_study
 
 
 def _why_not_text(content: bytes) -> str | None:
