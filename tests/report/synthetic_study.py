@@ -96,7 +96,8 @@ def _architecture(rng: random.Random, name: str) -> dict[str, Any]:
         "exponents": {
             "N": {"value": beta / (alpha + beta), "interval": [0.47, 0.56]},
             "D": {"value": alpha / (alpha + beta), "interval": [0.44, 0.53]},
-            "source": "the IsoFLOP minima",
+            "identified": True,
+            "source": "the fitted law: a = β / (α + β), b = α / (α + β)",
             "published": PUBLISHED,
         },
         "prediction": {
@@ -183,6 +184,11 @@ def synthetic_study(names: tuple[str, ...] = ("transformer", "mamba")) -> dict[s
             "parameters": "N is non_embedding: all weights but the input embedding.",
             "loss": "Bits per byte on the held-out documents.",
         },
+        "rules": {
+            "depth": "one block for every 24 channels (a synthetic rule)",
+            "schedule": "2 % warm-up, then constant, then linear to zero",
+        },
+        "epochs": 0.43,
         "budgets": BUDGETS,
         "architectures": found,
         "noise": {

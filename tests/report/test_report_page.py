@@ -82,6 +82,10 @@ def test_the_page_says_what_the_study_found() -> None:
         "Training the ladder",
         "Synthetic Processor 9000",
         "N is non_embedding",
+        "It was given 5 min in all, 2 min of them for the proof.",
+        "The rules that every run follows",
+        "depthone block for every 24 channels (a synthetic rule)",
+        "Passes over the text0.43",
     ):
         assert page.has(text), text
     assert {"envelope", "isoflop-0", "isoflop-1", "learning-curve"} <= set(page.ids())
@@ -257,6 +261,46 @@ def test_what_the_data_cannot_carry_has_no_digits() -> None:
     assert page.has("Mamba: E and A trade against one another")
     assert page.has("The runs cannot carry a law.")
     assert not page.has("988") and not page.has("987")
+
+
+def test_an_exponent_that_the_runs_do_not_fix_has_no_digits_and_no_marker() -> None:
+    study = changed()
+    exponents = study["architectures"]["mamba"]["exponents"]
+    exponents |= {"N": {"value": 0.987, "interval": [0.955, 0.999]}, "D": {"value": 0.013, "interval": [0.011, 0.045]}}
+
+    def strips(page: Page) -> list[str | None]:
+        scales = " on a scale from "
+        return [value for _, name, value in page.attributes if name == "aria-label" and scales in (value or "")]
+
+    assert len(strips(page_of(study))) == 4 and page_of(study).has("0.990.95 to 1.00")
+    exponents["identified"] = False
+    page = page_of(study)
+    assert len(strips(page)) == 3
+    assert all("from 0.4 to 0.8" in (told or "") for told in strips(page))  # the scale is of what is shown
+    assert page.text.count("not identified") == 2
+    assert not any(page.has(digits) for digits in ("0.99", "0.95 to", "to 1.00", "0.01 to", "0.010.01"))
+
+
+def test_where_the_exponents_come_from_is_told_once() -> None:
+    told = "The exponents measured here come from the fitted law: a = β / (α + β), b = α / (α + β)."
+    page = page_of(STUDY)
+    assert page.has(told) and page.text.count("the fitted law:") == 1
+    assert "from from" not in page.text and "from the from" not in page.text
+
+
+def test_a_study_from_before_rules_and_passes_were_recorded_has_a_page() -> None:
+    study = changed()
+    del study["rules"], study["epochs"]
+    for found in study["architectures"].values():
+        del found["exponents"]["identified"]
+    page = page_of(study)
+    assert not page.has("Passes over the text") and not page.has("The rules that every run follows")
+    assert not page.has("not identified")
+
+
+def test_the_time_given_is_of_the_whole_study() -> None:
+    assert page_of(changed(options={"minutes": 5.0, "target_minutes": None})).has("It was given 5 min in all.")
+    assert not page_of(changed(options={"minutes": None, "target_minutes": 2.0})).has("It was given")
 
 
 def test_no_one_ahead_is_said_so() -> None:

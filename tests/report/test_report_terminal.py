@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from synthetic_study import synthetic_study
+from synthetic_study import PUBLISHED, synthetic_study
 from test_report_page import STUDY, is_first, places, put
 
 from verim.report.terminal import summary
@@ -30,8 +30,50 @@ def test_the_summary_holds_the_findings() -> None:
         "107 k non-embedding",
         "2.326 bits per byte (2.291 to 2.367)",
         "2.305 bits per byte",
+        "0.43 passes over the training text",
+        "1 024 bytes in sequences of 128",
+        "learning rate  0.012",
+        "depth     one block for every 24 channels (a synthetic rule)",
+        "A multiply-add is 2 FLOPs",
+        "N is non_embedding: all weights but the input embedding.",
+        "Bits per byte on the held-out documents.",
     ):
         assert expected in text, expected
+
+
+def test_two_published_exponents_stand_below_the_measured_ones() -> None:
+    study = copy.deepcopy(STUDY)
+    for found in study["architectures"].values():
+        found["exponents"]["published"] = PUBLISHED | {"Someone else": {"N": 0.61, "D": 0.39}}
+    lines = [line.split() for line in printed(study).splitlines()]
+    assert ["Hoffmann", "et", "al.", "2022", "(Approach", "3)", "0.46", "0.54"] in lines
+    assert ["Kaplan", "et", "al.", "2020", "0.73", "0.27"] in lines
+    assert "Someone else" not in printed(study)
+
+
+def test_an_exponent_that_the_runs_do_not_fix_is_in_words_and_the_laws_notes_are_told() -> None:
+    study = copy.deepcopy(STUDY)
+    mamba = study["architectures"]["mamba"]
+    mamba["exponents"] |= {"identified": False, "N": {"value": 0.777, "interval": [0.66, 0.88]}}
+    mamba["law"]["notes"] = ["a is free", "E is free"]
+    for width in (80, 120):
+        lines = [" ".join(line.split()) for line in printed(study, width).splitlines()]
+        assert "Mamba not identified not identified" in lines
+        assert "Mamba a is free" in lines and "E is free" in lines
+        assert not any(digits in line for line in lines for digits in ("0.78", "0.66", "0.88"))
+
+
+def test_a_study_from_before_rules_and_passes_were_recorded_has_a_summary() -> None:
+    study = {key: value for key, value in STUDY.items() if key not in ("rules", "epochs")}
+    for found in (study := copy.deepcopy(study))["architectures"].values():
+        del found["exponents"]["identified"]
+    text = printed(study)
+    assert "passes over" not in text and "Rules" not in text and "not identified" not in text
+
+
+def test_no_line_is_wider_than_the_terminal() -> None:
+    for width in (80, 120):
+        assert max(map(len, printed(STUDY, width).splitlines())) <= width
 
 
 def test_anything_may_be_unknown_on_the_terminal_too() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from verim.report import words
 from verim.report.html import Markup, element, joined
-from verim.report.parts import Column, card, named_as, panel, paragraph, section, table
+from verim.report.parts import Column, card, facts_list, named_as, panel, paragraph, section, table
 from verim.report.words import Study, at, entries
 
 _PARTS = {
@@ -41,10 +41,10 @@ def time(study: Study) -> Markup | None:
             )
         )
     minutes = at(study["options"], "minutes")
-    asked = "" if minutes is None else f" It was given {words.duration(60 * minutes)} for the ladder"
-    target = at(study["options"], "target_minutes")
+    asked = "" if minutes is None else f" It was given {words.duration(60 * minutes)} in all"
+    proof = at(study["options"], "target_minutes")
     if asked:
-        asked += "." if target is None else f" and {words.duration(60 * target)} for the target."
+        asked += "." if proof is None else f", {words.duration(60 * proof)} of them for the proof."
     return section(
         "Where the time went",
         paragraph(f"The whole study took {words.duration(total)}.{asked}"),
@@ -53,7 +53,7 @@ def time(study: Study) -> Markup | None:
 
 
 def runs(study: Study) -> Markup:
-    """The noise between seeds, and the table of every run of the ladder, folded away."""
+    """The noise between seeds; folded away, the table of every run of the ladder and the rules behind each."""
     rows = [
         [
             named_as(study, name),
@@ -79,8 +79,21 @@ def runs(study: Study) -> Markup:
     )  # fmt: skip
     columns = [Column("Architecture", "text"), *(Column(heading) for heading in headings)]
     counted = f"All {len(rows)} runs of the ladder" if len(rows) != 1 else "The one run of the ladder"
-    folded = element("details", element("summary", counted), table("Runs of the ladder", columns, rows))
-    return section("The runs", _noise(study), panel(folded) if rows else paragraph("No run has finished.", quiet=True))
+    listed = element("details", element("summary", counted), table("Runs of the ladder", columns, rows))
+    return section(
+        "The runs",
+        _noise(study),
+        panel(listed) if rows else paragraph("No run has finished.", quiet=True),
+        _rules(words.rules(study)),
+    )
+
+
+def _rules(rules: list[tuple[str, str]]) -> Markup | None:
+    """What gave every run its depth, batch, learning rate and the rest."""
+    if not rules:
+        return None
+    summary = element("summary", "The rules that every run follows")
+    return element("div", element("details", summary, facts_list(rules)), class_="panel card")
 
 
 def _noise(study: Study) -> Markup:

@@ -247,8 +247,8 @@ def _exponents(measured: dict[str, dict[str, Any]]) -> Markup | None:
     published: dict[str, Any] = {}
     for exponents in known.values():
         published |= exponents["published"] or {}
-    marks = [at(exponents, "N", "value") for exponents in known.values()]
-    marks += [end for exponents in known.values() for end in pair(at(exponents, "N", "interval")) or ()]
+    found_here = [words.exponent(exponents, "N") for exponents in known.values()]
+    marks = [mark for value, ends in found_here for mark in (value, *(ends or ()))]
     marks = [value for value in (*marks, *(at(growth, "N") for growth in published.values())) if value is not None]
     if not marks:
         return None
@@ -258,13 +258,12 @@ def _exponents(measured: dict[str, dict[str, Any]]) -> Markup | None:
         exponents = found.get("exponents")
         if exponents is None:
             continue
-        source = element("small", f"from {exponents['source']}") if exponents["source"] else None
-        value, ends = at(exponents, "N", "value"), pair(at(exponents, "N", "interval"))
+        value, ends = words.exponent(exponents, "N")
         rows.append(
             [
-                joined(named(index, name), source),
-                _exponent(exponents["N"]),
-                _exponent(exponents["D"]),
+                named(index, name),
+                _exponent(value, ends),
+                _exponent(*words.exponent(exponents, "D")),
                 _on_scale(scale, value, ends, figures.colour(index)),
             ]
         )
@@ -278,11 +277,12 @@ def _exponents(measured: dict[str, dict[str, Any]]) -> Markup | None:
         Column(Markup("<i>b</i> in D ∝ C<sup><i>b</i></sup>")),
         Column(joined(Markup("<i>a</i>"), f" on a scale from {scale[0]:.1f} to {scale[1]:.1f}"), "wide"),
     ]
-    return panel(table("Compute-optimal exponents, here and in the literature", columns, rows))
+    sources = dict.fromkeys(exponents["source"] for exponents in known.values() if exponents["source"])
+    told = [paragraph(f"The exponents measured here come from {source}.", quiet=True) for source in sources]
+    return panel(table("Compute-optimal exponents, here and in the literature", columns, rows), *told)
 
 
-def _exponent(exponent: dict[str, Any] | None) -> Markup:
-    value, ends = at(exponent, "value"), pair(at(exponent, "interval"))
+def _exponent(value: float | None, ends: tuple[float, float] | None) -> Markup:
     if value is None:
         return element("span", "not identified", class_="none")
     between = f"{words.number(ends[0], 2)} to {words.number(ends[1], 2)}" if ends else "no interval"
@@ -369,6 +369,7 @@ def _gauge(study: Study) -> Markup | None:
 def _plan(study: Study, plan: dict[str, Any] | None) -> Markup | None:
     if plan is None:
         return None
+    epochs = study.get("epochs")  # not in a study from before they were counted
     facts = [
         ("Architecture", named_as(study, plan["architecture"])),
         ("Width × depth", f"{plan['width'] or UNKNOWN} × {plan['depth'] or UNKNOWN}"),
@@ -378,6 +379,7 @@ def _plan(study: Study, plan: dict[str, Any] | None) -> Markup | None:
             f"{words.quantity(plan['non_embedding'])} non-embedding, {words.quantity(plan['total'])} total",
         ),
         ("Text", words.quantity(plan["tokens"], "B")),
+        *([] if epochs is None else [("Passes over the text", words.significant(epochs, 2))]),
         ("Bytes / parameter", _ratio(plan["tokens"], plan["non_embedding"])),
         ("Batch", f"{words.exact(plan['batch_tokens'])} bytes in sequences of {plan['length'] or UNKNOWN}"),
         ("Steps", words.exact(plan["steps"])),

@@ -109,10 +109,15 @@ def strip(
 
 def card(heading: str, facts: Iterable[tuple[object, object]]) -> Markup:
     """A panel of named facts; an unknown one is a dash."""
+    return element("div", element("h3", heading), facts_list(facts), class_="panel card")
+
+
+def facts_list(facts: Iterable[tuple[object, object]]) -> Markup:
+    """Named facts as two columns, inside a card."""
     lines = [
         joined(element("dt", name), element("dd", words.UNKNOWN if fact is None else fact)) for name, fact in facts
     ]
-    return element("div", element("h3", heading), element("dl", *lines), class_="panel card")
+    return element("dl", *lines)
 
 
 def panel(*children: object) -> Markup:

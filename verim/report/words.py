@@ -61,6 +61,18 @@ def architectures(study: Study) -> dict[str, dict[str, Any]]:
     return {name: found or {} for name, found in (study["architectures"] or {}).items()}
 
 
+def rules(study: Study) -> list[tuple[str, str]]:
+    """The rules that the ladder's runs follow, by name; none in a study from before they were recorded."""
+    return [(name, str(rule)) for name, rule in (study.get("rules") or {}).items() if rule is not None]
+
+
+def exponent(exponents: Any, name: str) -> tuple[Any, tuple[float, float] | None]:
+    """The exponent of N or D over compute and its interval; nothing of it where the runs do not fix it."""
+    if at(exponents, "identified") is False:
+        return None, None
+    return at(exponents, name, "value"), pair(at(exponents, name, "interval"))
+
+
 def title(name: Any) -> str:
     """An architecture's name as it stands in a sentence.
 
