@@ -278,8 +278,9 @@ def _exponents(measured: dict[str, dict[str, Any]]) -> Markup | None:
         Column(joined(Markup("<i>a</i>"), f" on a scale from {scale[0]:.1f} to {scale[1]:.1f}"), "wide"),
     ]
     sources = dict.fromkeys(exponents["source"] for exponents in known.values() if exponents["source"])
-    told = [paragraph(f"The exponents measured here come from {source}.", quiet=True) for source in sources]
-    return panel(table("Compute-optimal exponents, here and in the literature", columns, rows), *told)
+    told = [element("li", f"The exponents measured here come from {source}.") for source in sources]
+    listed = element("ul", *told, class_="notes") if told else None
+    return panel(table("Compute-optimal exponents, here and in the literature", columns, rows), listed)
 
 
 def _exponent(value: float | None, ends: tuple[float, float] | None) -> Markup:
