@@ -83,7 +83,8 @@ def analyse(
             minima[name][budget] = found
             if found.warning:
                 warnings.append(f"{name} at {budget:.1e} FLOPs: {found.warning}")
-            warnings += [f"{rung[i].spec.id} is set aside at its minimum: all other runs contradict it" for i in found.bad]
+            bad = [rung[index].spec.id for index in found.bad]
+            warnings += [f"{run} is set aside at its minimum: all other runs contradict it" for run in bad]
         mine = [run for run in runs if run.spec.architecture == name]
         laws[name] = fit_law(
             [sizes[name, run.spec.width].non_embedding for run in mine],

@@ -9,10 +9,11 @@ from typing import Any
 from verim.errors import InputError
 from verim.scaling.speed import Candidate
 from verim.train.rules import EVALUATION_BYTES, LENGTH, recipe
+from verim.train.task import EVALUATION_BATCH
 
 RUNG_RATIO = 3.0
 """How much larger a budget is than the one below it."""
-LEAST_BUDGET = 5e9
+LEAST_BUDGET = 2e9
 """FLOPs below which a run has too few steps to say anything about scale."""
 LEAST_RUNGS, MOST_RUNGS = 3, 5
 EXTRA_RUNG_BUDGET = 3e10
@@ -78,8 +79,8 @@ def expected_seconds(candidate: Candidate, tokens: float, evaluations: int = 1) 
     """Seconds of a run over `tokens` tokens, by the measured time of a step; an evaluation is forward passes alone."""
     how = recipe(tokens)
     training = how.trainer.steps * candidate.step_seconds(how.batch)
-    batches = EVALUATION_BYTES / (how.batch * LENGTH)
-    return training + evaluations * batches * candidate.step_seconds(how.batch) / 3 + _START_SECONDS
+    evaluation = EVALUATION_BYTES / (EVALUATION_BATCH * LENGTH) * candidate.step_seconds(EVALUATION_BATCH) / 3
+    return training + evaluations * evaluation + _START_SECONDS
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

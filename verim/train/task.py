@@ -9,6 +9,9 @@ from verim import ops
 from verim.data.loader import Loader, evaluation_batches
 from verim.measures import bits_per_byte
 
+EVALUATION_BATCH = 64
+"""Sequences that are evaluated at once."""
+
 
 class Task(Protocol):
     """Batches, a loss, an evaluation."""
@@ -30,7 +33,7 @@ class ByteLanguageModelling:
     def __init__(self, train: Tensor, held_out: Tensor, batch: int, length: int, seed: int, evaluation_bytes: int):
         self.loader = Loader(train, batch, length, seed)
         self.tokens_per_step = batch * length
-        self.evaluation = list(evaluation_batches(held_out, 64, length, evaluation_bytes))
+        self.evaluation = list(evaluation_batches(held_out, EVALUATION_BATCH, length, evaluation_bytes))
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
         return next_token_loss(model, *self.loader.batch(step))
