@@ -1,10 +1,12 @@
 """Plans from a known law on made-up speeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_ladder import SIZES_OF
 
-from verim.scaling.fit import FittedLaw, fit_law
+from verim.scaling.fit import FittedLaw, Prediction, fit_law
 from verim.scaling.ladder import LEAST_STRETCH, expected_seconds
 from verim.scaling.laws import Law
 from verim.scaling.plan import EVALUATIONS, best_plan, plan_for_time, tokens_within
@@ -37,7 +39,9 @@ def test_plan_goes_three_times_beyond_the_ladder_even_where_that_takes_longer() 
     assert plan.flops >= LEAST_STRETCH * 1e12 * (1 - 1e-9)
 
 
-def test_best_plan_has_the_least_predicted_loss() -> None:
+def test_best_plan_is_the_one_that_is_surely_good() -> None:
     good = plan_for_time(fitted(), SIZES, 120.0, 1e11)
+    hopeful = replace(good, predicted=Prediction(good.predicted.loss - 0.1, 1.0, good.predicted.high + 0.3))
+    assert best_plan({"a": hopeful, "b": good}) is good
     worse = plan_for_time(fitted(Law(E=1.2, A=20.0, B=300.0, alpha=0.35, beta=0.35)), SIZES, 120.0, 1e11)
     assert best_plan({"a": worse, "b": good}) is good

@@ -14,6 +14,7 @@ from verim.runs import locked
 from verim.scaling.study import StudyConfig
 
 ARCHITECTURES = "transformer,mamba"
+MINUTES = 3
 
 
 def refused(*options: str | Path) -> str:
@@ -28,20 +29,21 @@ def refused(*options: str | Path) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("studies") / "whole"
-    undisturbed(directory, ["--minutes", "2", "--architectures", ARCHITECTURES])
+    undisturbed(directory, ["--minutes", str(MINUTES), "--architectures", ARCHITECTURES])
     return directory
 
 
 @pytest.mark.slow
 def test_study_says_what_it_promises(finished: Path) -> None:
     result = json.loads((finished / "study.json").read_text())
-    assert result["seconds"]["total"] < 1.2 * 120
+    assert result["seconds"]["total"] < 1.5 * 60 * MINUTES  # 1.0 on a quiet machine; one that slows down may be late
     assert set(result["architectures"]) == set(ARCHITECTURES.split(","))
     assert len(result["budgets"]) >= 3
     low, high = result["interval"]
     assert low <= result["predicted_bits_per_byte"] <= high
     assert result["recommended"]["budget"] >= 3 * result["budgets"][-1] * (1 - 1e-9)
-    assert 1 < result["achieved_bits_per_byte"] < 4.5
+    assert 1 < result["achieved_bits_per_byte"] < 3
+    assert abs(result["relative_error"]) < 0.1  # tiny budgets; a study of 5 minutes comes within 3 %
     for found in result["architectures"].values():
         assert {"law", "exponents", "runs", "minima"} <= set(found)
         assert all(1 < run["bits_per_byte"] < 8 for run in found["runs"])

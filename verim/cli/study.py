@@ -29,7 +29,7 @@ class StudyCommand:
     minutes: float = 5.0
     """Minutes for the whole study, the proof included; at least 1."""
     target_minutes: float | None = None
-    """Minutes of the planned run that proves the plan (two fifths of the whole where not given)."""
+    """Minutes of the planned run that proves the plan (a fifth of the whole where not given)."""
     architectures: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "transformer,mamba"
     """Architectures to compare, separated by commas."""
     seed: int = 0

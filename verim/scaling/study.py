@@ -40,10 +40,10 @@ from verim.train.trainer import model_weights
 LEAST_CORPUS_BYTES = 200_000
 MOST_EPOCHS = 40
 """More passes over a text bring nothing (Muennighoff et al. 2023, arXiv 2305.16264, section 6)."""
-TARGET_SHARE = 0.4
+TARGET_SHARE = 0.2
 """The part of the minutes that the proof takes where --target-minutes does not say."""
 _RESERVE_SECONDS = 6.0
-_EXTENSION_SHARE = 0.12
+_EXTENSION_SHARE = 0.08
 """The part of the ladder's time kept back for sizes beyond its edge, where a minimum lies there."""
 _MOST_EXTENSIONS = 2
 _SPEED_SECONDS = 3.0
