@@ -90,8 +90,8 @@ def analyse(
         laws[name], kept = _law_where_it_holds(mine, sizes)
         if len(kept) < len(mine):
             warnings.append(
-                f"{name}: the law leaves out the runs of {min(run.spec.budget for run in mine):.1e} FLOPs; they lie off "
-                "it, as small runs do that learn less than a power law says"
+                f"{name}: the law leaves out the runs of {min(run.spec.budget for run in mine):.1e} FLOPs, which "
+                "lie off it, as small runs do that learn less than a power law says"
             )
             mine = kept
         outliers = ", ".join(mine[i].spec.id for i in laws[name].outliers)
