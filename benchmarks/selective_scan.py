@@ -24,7 +24,7 @@ Scan = Callable[..., Tensor]
 
 
 def reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    return selective_scan_reference(u, delta, A, B, C, D)[0]
+    return selective_scan_reference(u, delta, A, B, C, D, None)[0]
 
 
 def mambapy() -> Scan:

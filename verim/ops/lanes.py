@@ -1,4 +1,4 @@
-"""Beside `verim.ops.vectors`: single numbers at an address, and what goes across the lanes of a vector."""
+"""Beside `verim.ops.vectors`: integers at an address, and what goes across the lanes of a vector."""
 
 from typing import Any
 
@@ -9,27 +9,6 @@ from verim.ops.vectors import BYTES, LANES, intrinsic, vector
 
 _FLOAT, _INT, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
-
-
-@intrinsic
-def load_scalar(typing: Any, address: Any) -> Any:
-    """The float at `address`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], _FLOAT.as_pointer()))
-
-    return types.float32(types.int64), generate
-
-
-@intrinsic
-def store_scalar(typing: Any, address: Any, value: Any) -> Any:
-    """Writes one float at `address`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], builder.inttoptr(args[0], _FLOAT.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), generate
 
 
 @intrinsic

@@ -105,7 +105,7 @@ def compute(study: Study) -> tuple[Markup, dict[str, Figure]]:
     )
     caption = "Each point is the best model of its budget, the minimum of an IsoFLOP curve below."
     if len(names) > 1:
-        caption += " The predictions are for one budget and stand side by side to be readable."
+        caption += " The predictions are for the same training time here: who is faster spends more FLOPs in it."
     figure = panel(keys, plot("envelope", f"Best loss against training compute. {told or 'No minima.'}", caption, 400))
     body = section(
         "Best loss for each amount of compute",

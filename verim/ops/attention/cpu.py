@@ -18,7 +18,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from verim.ops.lanes import maximum, store_scalar, transpose
+from verim.ops.lanes import maximum, transpose
 from verim.ops.tiles import (
     TILE,
     TILE_ROW,
@@ -44,6 +44,7 @@ from verim.ops.vectors import (
     multiply_add,
     store,
     store_lanes,
+    store_scalar,
     subtract,
 )
 from verim.ops.workers import run_tasks

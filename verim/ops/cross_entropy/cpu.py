@@ -8,7 +8,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from verim.ops.lanes import largest_lane, load_integer, load_scalar, maximum, store_scalar, sum_of_lanes
+from verim.ops.lanes import largest_lane, load_integer, maximum, sum_of_lanes
 from verim.ops.vectors import (
     BYTES,
     LANES,
@@ -19,9 +19,11 @@ from verim.ops.vectors import (
     full,
     load,
     load_lanes,
+    load_scalar,
     multiply,
     store,
     store_lanes,
+    store_scalar,
     subtract,
 )
 from verim.ops.workers import run_tasks

@@ -8,16 +8,18 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from verim.ops.lanes import load_scalar, store_scalar, sum_of_lanes
+from verim.ops.lanes import sum_of_lanes
 from verim.ops.vectors import (
     BYTES,
     LANES,
     add,
     full,
     load_lanes,
+    load_scalar,
     multiply,
     multiply_add,
     store_lanes,
+    store_scalar,
     subtract,
 )
 from verim.ops.workers import run_tasks
