@@ -22,7 +22,7 @@ def run_tasks(
     tasks: int,
     nanoseconds: float,
     scratch_floats: int,
-    arguments: tuple[int, ...],
+    arguments: tuple[int | float, ...],
 ) -> None:
     """Runs `kernel(first, last, scratch, *arguments)` over disjoint ranges that cover 0 ... `tasks` - 1.
 
@@ -51,7 +51,7 @@ def _work(
     kernel: Callable[..., object],
     ranges: Iterator[tuple[int, int]],
     scratch: int,
-    arguments: tuple[int, ...],
+    arguments: tuple[int | float, ...],
 ) -> None:
     for first, last in ranges:  # a list's iterator is advanced under Python's lock: each range is taken once
         kernel(first, last, scratch, *arguments)

@@ -10,7 +10,7 @@ least squares are solved exactly by trying them all, for every grid point and ev
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 ActiveSet = tuple[int, ...]
 ACTIVE_SETS: tuple[ActiveSet, ...] = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
@@ -224,8 +224,3 @@ def _refine(
         if (quiet >= _QUIET).all():
             break
     return Solution(coefficients, np.exp(theta), residuals)
-
-
-def at_edge(exponent: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
-    """Whether an exponent ran into the end of the searched range."""
-    return (exponent < EXPONENT_RANGE[0] * 1.01) | (exponent > EXPONENT_RANGE[1] / 1.01)

@@ -390,7 +390,8 @@ def _whole_ladder(stored: Any) -> dict[str, Any]:
     Ladder.from_json(stored["ladder"])
     for part in ("candidates", "target_candidates"):
         _candidates(stored[part])
-    return {"machine": dict(stored["machine"]), **stored}
+    dict(stored["machine"])
+    return dict(stored)
 
 
 def _machine() -> dict[str, Any]:

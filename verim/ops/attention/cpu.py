@@ -67,7 +67,7 @@ def attention_forward(
     arguments = (*shape, *_tables(tables), scale * LOG2_E, statistics.data_ptr(), *places)
     pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
     room = _room(length, k.shape[1], dim)
-    run_tasks(_forward, batch * heads, _FORWARD_NANOSECONDS * pairs * dim, room, arguments)  # type: ignore[arg-type]
+    run_tasks(_forward, batch * heads, _FORWARD_NANOSECONDS * pairs * dim, room, arguments)
     return out, statistics
 
 
@@ -89,7 +89,7 @@ def attention_backward(
     arguments = (*shape, *_tables(tables), scale * LOG2_E, statistics.data_ptr(), *places)
     pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
     room = _room(length, k.shape[1], dim)
-    run_tasks(_backward, batch * heads, _BACKWARD_NANOSECONDS * pairs * dim, room, arguments)  # type: ignore[arg-type]
+    run_tasks(_backward, batch * heads, _BACKWARD_NANOSECONDS * pairs * dim, room, arguments)
 
 
 def _place(tensor: Tensor) -> tuple[int, int, int, int]:

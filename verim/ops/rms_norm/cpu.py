@@ -35,7 +35,7 @@ def norm_forward(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rows = x.numel() // width
     y, inverse = torch.empty(x.shape, dtype=torch.float32), torch.empty(rows, dtype=torch.float32)
     places = (x.data_ptr(), gain.data_ptr(), y.data_ptr(), inverse.data_ptr())
-    _run(_forward, rows, width, (*places, rows, width, eps))  # type: ignore[arg-type]
+    _run(_forward, rows, width, (*places, rows, width, eps))
     return y, inverse
 
 
@@ -49,7 +49,7 @@ def norm_backward(x: Tensor, gain: Tensor, inverse: Tensor, dy: Tensor) -> tuple
     return dx, sums[0]
 
 
-def _run(kernel: Any, rows: int, width: int, arguments: tuple[int, ...]) -> None:
+def _run(kernel: Any, rows: int, width: int, arguments: tuple[int | float, ...]) -> None:
     run_tasks(kernel, -(-rows // _BLOCK), _NANOSECONDS * rows * width, 0, arguments)
 
 
