@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from verim.ops import force_backend
 
@@ -53,3 +56,27 @@ def assert_agrees(op: Op, tensors: list[Tensor], tolerance: float = 2e-6, terms:
         assert error.norm() <= norm, f"{name}: error {error.norm()}, allowed {norm}"
         largest = 20 * tolerance * (expected.abs().max() + terms) + 4 * unavoidable.abs().max()
         assert error.abs().max() <= largest, f"{name}: largest error {error.abs().max()}, allowed {largest}"
+
+
+class Allocations(TorchDispatchMode):
+    """The number of entries of every tensor that `torch.empty` and `torch.zeros` make, in kernels too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __enter__(self) -> "Allocations":
+        self._patch = patch("verim.ops.kernel.is_traced", return_value=False)  # or kernels would be opaque
+        self._patch.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.stop()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.empty.memory_format, torch.ops.aten.zeros.default):
+            self.sizes.append(result.numel())
+        return result

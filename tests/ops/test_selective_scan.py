@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from agreement import assert_agrees
+from agreement import Allocations, assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from verim.errors import InputError
 from verim.ops import force_backend, selective_scan, workers
@@ -175,20 +174,6 @@ def test_several_threads_may_call_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         torch.set_num_threads(before)
     for run, alone in zip(together, expected * 3, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(run, alone, strict=True))
-
-
-class Allocations(TorchDispatchMode):
-    """The floats of every tensor that `torch.empty` makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.empty.memory_format:
-            self.sizes.append(result.numel())
-        return result
 
 
 @pytest.mark.parametrize("state", [4, 16, 64])

@@ -1,16 +1,30 @@
 """Checks of an op's tensors, with errors that name the argument, what was got and what was expected."""
 
+import torch
 from torch import Tensor
 
 from verim.errors import InputError
+from verim.ops.precision import HALVES
 
 
-def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
-    """Raises `InputError` unless `tensor` has `shape` (`meaning` in words), and type and device of `like`."""
+def check_tensor(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    meaning: str,
+    like: Tensor,
+    or_float32: bool = False,
+) -> None:
+    """Raises `InputError` unless `tensor` has `shape` (`meaning` in words), and type and device of `like`.
+
+    With `or_float32` it may be float32 beside a bfloat16 or float16 `like`: parameters and states are kept so.
+    """
 
     if tensor.shape != shape:
         raise InputError(f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}")
-    if tensor.dtype is not like.dtype:
+    mixed = or_float32 and like.dtype in HALVES and tensor.dtype is torch.float32
+    if tensor.dtype is not like.dtype and not mixed:
         raise InputError(
             f"{op}: argument {name} is {tensor.dtype}, expected {like.dtype} like the first argument: "
             f"convert it with {name}.to(torch.{str(like.dtype).removeprefix('torch.')})"

@@ -5,9 +5,11 @@ definition in plain PyTorch. `auto` (the default) takes the fast version where t
 none, the reference runs and a warning says so, once for each op, device and data type.
 """
 
+import functools
+import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,6 +17,10 @@ import torch
 from torch import Tensor
 
 from verim.errors import InputError
+from verim.ops.precision import HALVES
+
+SINGLE_ON_CPU = {"cpu": (torch.float32,)}
+FLOATS = {"cpu": (torch.float32, *HALVES), "cuda": (torch.float32, *HALVES)}  # halves are computed in float32
 
 _BACKENDS = ("auto", "reference")
 _forced: ContextVar[str | None] = ContextVar("verim_backend", default=None)
@@ -34,29 +40,50 @@ def force_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def takes_fast_path(op: str, like: Tensor) -> bool:
+def takes_fast_path(op: str, like: Tensor, types: Mapping[str, tuple[torch.dtype, ...]] = SINGLE_ON_CPU) -> bool:
     """Whether `op`, called with tensors of the device and data type of `like`, runs its fast version.
 
-    The fast versions are for float32 on the CPU. Warns (once) where only the lack of a fast version decides.
+    `types`: the data types of the fast version by kind of device ("cpu", "cuda"). Warns (once) where only the lack
+    of a fast version decides. Inside `torch.compile` the choice is made once, when the code is compiled.
     """
+    if _is_reference_forced():
+        return False
+    device = like.device.type
+    if like.dtype in types.get(device, ()) and (device != "cuda" or _has_triton()):
+        return True
+    if device != "meta" and not torch.compiler.is_compiling():
+        _warn_once(op, device, like.dtype, types)
+    return False
+
+
+@torch.compiler.assume_constant_result
+def _is_reference_forced() -> bool:
     forced = _forced.get()
     if forced is None:
         named = os.environ.get("VERIM_BACKEND")
         forced = "auto" if not named else _checked(named, "environment variable VERIM_BACKEND")
-    if forced == "reference":
-        return False
-    if like.dtype is torch.float32 and like.device.type == "cpu":
-        return True
-    key = (op, like.device.type, like.dtype)
-    if key not in _warned:
-        _warned.add(key)
-        warnings.warn(
-            f"{op} has no fast version for {like.dtype} on {like.device.type}: the plain PyTorch "
-            "reference runs, slowly. Use float32 on the CPU, or choose the reference with "
-            'verim.ops.force_backend("reference"), which does not warn',
-            stacklevel=3,
-        )
-    return False
+    return forced == "reference"
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _warn_once(op: str, device: str, dtype: torch.dtype, types: Mapping[str, tuple[torch.dtype, ...]]) -> None:
+    if (op, device, dtype) in _warned:
+        return
+    _warned.add((op, device, dtype))
+    known = ", ".join(f"{name} on {kind}" for kind, names in types.items() for name in names)
+    if device == "cuda" and dtype in types.get(device, ()):
+        known += "; on cuda it needs the package triton, which is not installed"
+    warnings.warn(
+        f"{op} has no fast version for {dtype} on {device}: the plain PyTorch reference runs, slowly. "
+        f"There are fast versions for {known}. To choose the reference without this warning: "
+        'verim.ops.force_backend("reference")',
+        stacklevel=4,
+    )
 
 
 def _checked(name: str, where: str) -> str:

@@ -7,9 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verim.ops.arguments import check_sequence, check_tensor
-from verim.ops.backend import takes_fast_path
+from verim.ops.backend import FLOATS, takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
-from verim.ops.selective_scan.cpu import scan_backward, scan_forward
+from verim.ops.kernel import Kernel
+from verim.ops.precision import follow_autocast, widen
+from verim.ops.selective_scan import cpu
+from verim.ops.selective_scan.cost import backward_cost, forward_cost
 from verim.ops.selective_scan.reference import selective_scan_reference
 
 _NAME = "selective_scan"
@@ -70,8 +73,10 @@ def selective_scan(
     - `initial` [batch, channels, state]: the state to start from. With `return_state=True` the result is
       `(y, state after the last step)`, so a sequence may be processed in pieces, and decoding is length 1.
 
-    All tensors have one floating-point data type and one device. Gradients go to all of them. The fast
-    version (float32 on the CPU) never holds a [batch, length, channels, state] tensor: it keeps the state
+    All tensors have one floating-point data type and one device; beside bfloat16 or float16 sequences A, D and the
+    state may be float32. Halves are computed in float32, their state stays float32, y is rounded once; so does
+    `torch.autocast`, with y in float32. Gradients go to all of them. The fast version (float32 and halves, on the CPU
+    and on CUDA devices) never holds a [batch, length, channels, state] tensor: it keeps the state
     every few steps and recomputes what lies between in the backward pass. It is not differentiable twice; the
     reference is. The same input gives the same bits, whatever the number of threads.
 
@@ -82,15 +87,19 @@ def selective_scan(
     >>> selective_scan(u, delta, A, B, C).flatten()  # A = 0 forgets nothing: a running sum
     tensor([1., 3.])
     """
+    u, delta, A, B, C, D, initial = follow_autocast(u, delta, A, B, C, D, initial)
     _check(u, delta, A, B, C, D, initial)
-    if not takes_fast_path(_NAME, u):
-        y, final = selective_scan_reference(u, delta, A, B, C, D, initial)
-    elif torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (u, delta, A, B, C, D, initial)
-    ):
-        y, final = _SelectiveScan.apply(u, delta, A, B, C, D, initial)
+    tensors = u, delta, A, B, C, D, initial
+    if not takes_fast_path(_NAME, u, FLOATS):
+        y, final = selective_scan_reference(*widen(*tensors))
     else:
-        y, final, _ = scan_forward(u, delta, A, B, C, D, initial, keep=False)
+        if u.device.type == "cpu":
+            tensors = widen(*tensors)
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            y, final = _SelectiveScan.apply(*tensors)
+        else:
+            y, final, _ = scan_forward(*tensors, False)
+    y = y.to(u.dtype)
     return (y, final) if return_state else y
 
 
@@ -108,7 +117,7 @@ class _SelectiveScan(torch.autograd.Function):
         D: Tensor | None,
         initial: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        y, final, checkpoints = scan_forward(u, delta, A, B, C, D, initial, keep=True)
+        y, final, checkpoints = scan_forward(u, delta, A, B, C, D, initial, True)
         ctx.save_for_backward(u, delta, A, B, C, D, checkpoints)
         ctx.set_materialize_grads(False)
         return y, final
@@ -141,3 +150,41 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
     if initial is not None:
         expected = "[batch, channels of u, state of A]"
         check_tensor(_NAME, "initial", initial, (batch, channels, state), expected, u)
+
+
+def _fake_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, channels = u.shape
+    state, keep = A.shape[1], others[-1]
+    final = u.new_empty(batch, cpu.filled(state), channels).transpose(1, 2)[..., :state]
+    kept = cpu.checkpoints_shape(batch, length, channels, state) if keep else (0,)
+    return u.new_empty(u.shape), final, u.new_empty(kept)
+
+
+def _fake_backward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    batch, length, channels = u.shape
+    state, entries = A.shape[1], cpu.filled(A.shape[1])
+    du, ddelta, dD = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(channels)
+    dB, dC = (u.new_empty(batch, length, entries)[..., :state] for _ in range(2))
+    dinitial = u.new_empty(batch, entries, channels).transpose(1, 2)[..., :state]
+    return du, ddelta, u.new_empty(entries, channels).t()[:, :state], dB, dC, dD, dinitial
+
+
+def _sizes(u: Tensor, A: Tensor) -> tuple[int, int, int, int, int]:
+    batch, length, channels = u.shape
+    return batch, length, channels, A.shape[1], u.element_size()
+
+
+scan_forward = Kernel(
+    cpu.scan_forward,
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? initial, bool keep)"
+    " -> (Tensor, Tensor, Tensor)",
+    _fake_forward,
+    lambda u, delta, A, *others: forward_cost(*_sizes(u, A)),
+)
+scan_backward = Kernel(
+    cpu.scan_backward,
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor checkpoints, Tensor dy,"
+    " Tensor? dfinal) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_backward,
+    lambda u, delta, A, *others: backward_cost(*_sizes(u, A)),
+)

@@ -336,8 +336,8 @@ def scan_forward(
     D: Tensor | None,
     initial: Tensor | None,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y, the final state, and with `keep` the checkpoints for `scan_backward`. Float32, unchecked."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the final state, and with `keep` the checkpoints for `scan_backward`, else an empty tensor. Unchecked."""
     u, delta, B, C = rows_of(u), rows_of(delta), _filled(rows_of(B)), _filled(rows_of(C))
     batch, length, channels = u.shape
     state, entries = A.shape[1], B.shape[2]
@@ -348,14 +348,11 @@ def scan_forward(
     blocks = -(-channels // LANES)
     y = torch.empty(batch, length, channels, dtype=torch.float32, device="cpu")
     final = torch.empty(batch, entries, channels, dtype=torch.float32, device="cpu")
-    checkpoints = None
-    if keep:
-        checkpoints = torch.empty(
-            batch, -(-length // interval), blocks, entries, LANES, dtype=torch.float32, device="cpu"
-        )
+    kept = checkpoints_shape(batch, length, channels, state) if keep else (0,)
+    checkpoints = torch.empty(kept, dtype=torch.float32, device="cpu")
     arguments: tuple[int, ...] = (length, channels, entries, interval, *place_of(u), *place_of(delta))
     arguments += (A.data_ptr(), *place_of(B), *place_of(C), address_of(D), address_of(initial))
-    arguments += (y.data_ptr(), final.data_ptr(), address_of(checkpoints))
+    arguments += (y.data_ptr(), final.data_ptr(), checkpoints.data_ptr() if keep else 0)
     work = _FORWARD_NANOSECONDS * batch * blocks * length * entries
     run_tasks(_forward, batch * blocks, work, entries * FORWARD_ENTRY // BYTES, arguments)
     final = final.transpose(1, 2)
@@ -407,9 +404,20 @@ def _interval(length: int, entries: int) -> int:
     return max(1, min(length, max(_INTERVAL_RECORDS // entries, entries // 2)))
 
 
+def checkpoints_shape(batch: int, length: int, channels: int, state: int) -> tuple[int, ...]:
+    """Of what the forward pass keeps: the state at the beginning of every interval, in blocks of 16 channels."""
+    entries = filled(state)
+    return batch, -(-length // _interval(length, entries)), -(-channels // LANES), entries, LANES
+
+
+def filled(state: int) -> int:
+    """Entries of the state that are computed: a multiple of `UNROLL`."""
+    return -(-state // UNROLL) * UNROLL
+
+
 def _filled(tensor: Tensor) -> Tensor:
     """Zeros appended to the last axis, the entries of the state, up to a multiple of `UNROLL`."""
-    missing = -tensor.shape[-1] % UNROLL
+    missing = filled(tensor.shape[-1]) - tensor.shape[-1]
     return tensor if missing == 0 else torch.nn.functional.pad(tensor, (0, missing))
 
 

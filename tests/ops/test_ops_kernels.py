@@ -1,0 +1,125 @@
+"""All kernels as torch sees them: operators whose fakes tell the truth, that compile, and whose FLOPs are counted."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import verim.ops
+from verim.ops import selective_scan
+from verim.ops.kernel import KERNELS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of a public op that trains: its tensors, and the kernels that must run forward and backward."""
+
+    op: Callable[..., Tensor]
+    tensors: Callable[[], list[Tensor]]
+    kernels: tuple[str, ...]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+CASES = {
+    "selective_scan": Case(
+        selective_scan,
+        lambda: [normal(2, 9, 20), normal(2, 9, 20).sigmoid(), -normal(20, 5).exp(), normal(2, 9, 5), normal(2, 9, 5)],
+        ("scan_forward", "scan_backward"),
+    ),
+    "selective_scan from a state": Case(
+        lambda *t: torch.cat([part.flatten() for part in selective_scan(*t, return_state=True)]),
+        lambda: [
+            *(normal(2, 9, 20), normal(2, 9, 20).sigmoid(), -normal(20, 8).exp(), normal(2, 9, 8), normal(2, 9, 8)),
+            *(normal(20), normal(2, 20, 8)),
+        ],
+        ("scan_forward", "scan_backward"),
+    ),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def leaves(case: Case) -> list[Tensor]:
+    return [t.requires_grad_() if t.is_floating_point() else t for t in case.tensors()]
+
+
+def train(op: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    y = op(*tensors)
+    wanted = [t for t in tensors if t.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), wanted)]
+
+
+class Calls(TorchDispatchMode):
+    """The calls of Verim's operators, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[object, tuple[object, ...]]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "verim":
+            self.seen.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+def calls_of(case: Case) -> list[tuple[object, tuple[object, ...]]]:
+    with Calls() as calls:
+        train(case.op, leaves(case))
+    return calls.seen
+
+
+@each_case
+def test_training_runs_the_kernels_as_operators(case: Case) -> None:
+    assert [function for function, _ in calls_of(case)] == [KERNELS[name].operator for name in case.kernels]
+
+
+@each_case
+def test_an_operator_keeps_what_its_schema_and_its_fake_promise(case: Case) -> None:
+    for function, arguments in calls_of(case):
+        torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@each_case
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does
+def test_the_compiled_op_is_the_eager_one(case: Case, dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(case.op, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    tensors = leaves(case)
+    for got, expected in zip(train(compiled, tensors), train(case.op, tensors), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@each_case
+def test_flops_are_counted_as_the_cost_says(case: Case) -> None:
+    calls = calls_of(case)
+    by_operator = {kernel.operator: kernel for kernel in KERNELS.values()}
+    expected = sum(by_operator[function].cost(*arguments).flops for function, arguments in calls)
+    with FlopCounterMode(display=False) as counter:
+        train(case.op, leaves(case))
+    counted = sum(
+        count for packet, count in counter.get_flop_counts()["Global"].items() if str(packet).startswith("verim")
+    )
+    assert counted == expected > 0
+
+
+def test_every_kernel_has_a_case() -> None:
+    assert {name for case in CASES.values() for name in case.kernels} == set(KERNELS)
+
+
+def test_the_kernels_of_both_devices_take_the_same_arguments() -> None:
+    pytest.importorskip("triton")
+    folders = [path.parent.name for path in Path(verim.ops.__file__).parent.glob("*/gpu.py")]
+    kernels = [kernel for kernel in KERNELS.values() if kernel.on("cpu").__module__.split(".")[2] in folders]
+    for kernel in kernels:
+        on_gpu = getattr(importlib.import_module(kernel.on("cpu").__module__[:-3] + "gpu"), kernel.name)
+        assert list(inspect.signature(on_gpu).parameters) == list(inspect.signature(kernel.on("cpu")).parameters)

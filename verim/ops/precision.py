@@ -1,0 +1,27 @@
+"""Data types of an op's tensors: halves are computed in float32 and rounded once, autocast is followed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def widen(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """bfloat16 and float16 as float32; gradients come back in the type that was given."""
+    return tuple(tensor.float() if tensor is not None and tensor.dtype in HALVES else tensor for tensor in tensors)
+
+
+def follow_autocast(*tensors: Tensor | None, lower: bool = False) -> tuple[Any, ...]:
+    """What an op does under `torch.autocast` for the first tensor's device; elsewhere the tensors as they are.
+
+    Floating-point tensors become float32, as in torch's own cumsum, exp and losses, or with `lower` autocast's type,
+    as in torch's matrix products and attention. float64 stays.
+    """
+    kind = tensors[0].device.type if tensors[0] is not None else "cpu"
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    target = torch.get_autocast_dtype(kind) if lower else torch.float32
+    kinds = (torch.float32, *HALVES)
+    return tuple(tensor.to(target) if tensor is not None and tensor.dtype in kinds else tensor for tensor in tensors)
