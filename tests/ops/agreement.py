@@ -1,7 +1,9 @@
 """A fast op against its reference in float64: outputs and all gradients, with fresh memory poisoned with NaN."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verim.ops import force_backend
+from verim.ops.kernel import Kernel
 
 Op = Callable[..., Tensor]
 
@@ -56,6 +59,23 @@ def assert_agrees(op: Op, tensors: list[Tensor], tolerance: float = 2e-6, terms:
         assert error.norm() <= norm, f"{name}: error {error.norm()}, allowed {norm}"
         largest = 20 * tolerance * (expected.abs().max() + terms) + 4 * unavoidable.abs().max()
         assert error.abs().max() <= largest, f"{name}: largest error {error.abs().max()}, allowed {largest}"
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Inside the block the functions of an op's `gpu.py` run on CPU tensors too, in Triton's interpreter.
+
+    The fakes still describe those of `cpu.py`: nothing may be compiled or counted meanwhile. On a machine with a
+    CUDA device (where there is no interpreter; see conftest.py) use CUDA tensors instead.
+    """
+    on = Kernel.on
+
+    def on_triton(kernel: Kernel, device: str) -> Callable[..., Any]:
+        module = on(kernel, "cpu").__module__.removesuffix(".cpu") + ".gpu"
+        return getattr(importlib.import_module(module), kernel.name) if find_spec(module) else on(kernel, device)
+
+    with patch.object(Kernel, "on", on_triton):
+        yield
 
 
 class Allocations(TorchDispatchMode):
