@@ -4,6 +4,7 @@ from verim.ops.attention import attention, rotary_attention
 from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
+from verim.ops.linear_cross_entropy import linear_cross_entropy
 from verim.ops.rms_norm import rms_norm
 from verim.ops.rotary import rotary
 from verim.ops.selective_scan import selective_scan
@@ -14,6 +15,7 @@ __all__ = [
     "causal_conv1d",
     "cross_entropy",
     "force_backend",
+    "linear_cross_entropy",
     "rms_norm",
     "rotary",
     "rotary_attention",

@@ -32,6 +32,39 @@ def maximum(typing: Any, left: Any, right: Any) -> Any:
 
 
 @intrinsic
+def minus_absolute(typing: Any, value: Any) -> Any:
+    """-|value|, lane by lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fabs.v16f32")
+        return builder.fneg(builder.call(function, args))
+
+    return vector(vector), generate
+
+
+@intrinsic
+def where_positive(typing: Any, condition: Any, left: Any, right: Any) -> Any:
+    """`left` where `condition` > 0, else (also where it is NaN) `right`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], args[2])
+
+    return vector(vector, vector, vector), generate
+
+
+@intrinsic
+def minimum(typing: Any, left: Any, right: Any) -> Any:
+    """The smaller of two, lane by lane; `right` where either is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
+
+    return vector(vector, vector), generate
+
+
+@intrinsic
 def sum_of_lanes(typing: Any, value: Any) -> Any:
     """The sum of the 16 lanes, added pairwise; NaN where one is."""
 

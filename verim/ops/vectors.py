@@ -113,6 +113,18 @@ def load_lanes(typing: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
+def load_lanes_or(typing: Any, address: Any, count: Any, other: Any) -> Any:
+    """The first `count` floats at `address`, the lanes of `other` after them; reads nothing beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, mask = builder.inttoptr(args[0], _VECTOR.as_pointer()), _first_lanes(builder, args[1])
+        name = "llvm.masked.load.v16f32.p0"
+        return _call(builder, name, _VECTOR, pointer, ir.Constant(_INT, BYTES), mask, args[2])
+
+    return vector(types.int64, types.int64, vector), generate
+
+
+@intrinsic
 def store_lanes(typing: Any, address: Any, count: Any, value: Any) -> Any:
     """Writes the first `count` lanes at `address`, and nothing beyond."""
 
