@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import verim.ops
-from verim.ops import linear_cross_entropy, selective_scan
+from verim.ops import linear_cross_entropy, selective_scan, wkv
 from verim.ops.kernel import KERNELS
 
 
@@ -53,6 +53,16 @@ CASES = {
             *(normal(20), normal(2, 20, 8)),
         ],
         ("scan_forward", "scan_backward"),
+    ),
+    "wkv": Case(
+        wkv,
+        lambda: [normal(2, 9, 20), normal(2, 9, 20), normal(20).exp(), normal(20)],
+        ("wkv_forward", "wkv_backward"),
+    ),
+    "wkv from a state": Case(
+        lambda *t: torch.cat([part.flatten() for part in wkv(*t, return_state=True)]),
+        lambda: [normal(2, 9, 20), normal(2, 9, 20), normal(20).exp(), normal(20), normal(2, 3, 20).abs()],
+        ("wkv_forward", "wkv_backward"),
     ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -9,6 +9,7 @@ from verim.ops.rms_norm import rms_norm
 from verim.ops.rotary import rotary
 from verim.ops.selective_scan import selective_scan
 from verim.ops.swiglu import swiglu
+from verim.ops.wkv import wkv
 
 __all__ = [
     "attention",
@@ -21,4 +22,5 @@ __all__ = [
     "rotary_attention",
     "selective_scan",
     "swiglu",
+    "wkv",
 ]
