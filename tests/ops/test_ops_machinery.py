@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 
+import numba.core.caching
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from numba import njit
 
 from verim.errors import InputError
 from verim.ops import backend, causal_conv1d, force_backend, workers
+from verim.ops import compiled as compiled_module
 from verim.ops.causal_conv1d.cost import backward_cost, forward_cost
 from verim.ops.compiled import FINGERPRINT
 from verim.ops.selective_scan import cost as scan_cost
@@ -209,3 +211,11 @@ def test_the_examples_in_the_docstrings(name: str) -> None:
     module = importlib.import_module(f"verim.ops.{name}")
     outcome = doctest.testmod(module, extraglobs={"torch": torch})
     assert outcome.attempted and not outcome.failed
+
+
+def test_without_a_place_for_the_cache_kernels_still_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    compiled_module._warn_of_no_cache.cache_clear()
+    with pytest.warns(UserWarning, match=r"every process compiles for itself. Set NUMBA_CACHE_DIR"):
+        double = compiled_module.compiled(lambda x: 2 * x)
+    assert double(21) == 42
