@@ -49,24 +49,13 @@ def test_configuration_survives_json_and_counts_add_up(architecture: str, width:
     assert counts.total - counts.non_embedding == 256 * width
 
 
-def attention_flops(length: int, heads: int, head_dim: int) -> float:
-    """By hand, a token: 2 products over (length + 1) / 2 keys forward, 4 backward; the softmax 4 a score each way."""
-    scores = heads * (length + 1) / 2
-    return scores * (3 * 4 * head_dim + 8) + heads * head_dim
-
-
 def test_transformer_flops_equal_those_that_torch_counts() -> None:
-    """Torch counts the products of the weights; attention on the CPU it counts as 0, so that part is by hand."""
     model = tiny("transformer", 48)
     length, batch = 16, 3
     with FlopCounterMode(display=False) as counter:
         logits, _ = model(torch.randint(0, 256, (batch, length)))
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(0, 256, (batch * length,))).backward()
-    attention = model.config.depth * attention_flops(length, heads=3, head_dim=16)
-    counted = counter.get_total_flops() / (batch * length)
-    products = {name for ops in counter.get_flop_counts().values() for name in map(str, ops)}
-    assert products  # the counter saw the model
-    assert model.flops(length) - attention == pytest.approx(counted, rel=1e-9)
+    assert model.flops(length) == pytest.approx(counter.get_total_flops() / (batch * length), rel=1e-9)
 
 
 @pytest.mark.parametrize(("field", "value"), [("width", 0), ("depth", 0), ("hidden", -1), ("vocab", 1)])

@@ -71,14 +71,16 @@ def test_the_reference_has_the_derivatives_of_its_formula_and_is_torchs(causal):
     q = packed(2, 3, 2, 4).double()[:, :, 0]
     k, v = packed(2, 5, 2, 4).double().unbind(2)[1:]
     leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
-    assert torch.autograd.gradcheck(lambda *x: attention_reference(*x, causal, 0.3), leaves)
-    assert torch.autograd.gradgradcheck(lambda *x: attention_reference(*x, causal, 0.3), leaves)
+    assert torch.autograd.gradcheck(lambda *x: attention_reference(*x, None, causal, 0, 0.0, None, 0.3), leaves)
+    assert torch.autograd.gradgradcheck(lambda *x: attention_reference(*x, None, causal, 0, 0.0, None, 0.3), leaves)
     if causal:
         k, v = k[:, :3], v[:, :3]
     theirs = torch.nn.functional.scaled_dot_product_attention(
         *(tensor.transpose(1, 2) for tensor in (q, k, v)), is_causal=causal, scale=0.3
     )
-    assert torch.allclose(attention_reference(q, k, v, causal, 0.3), theirs.transpose(1, 2), rtol=1e-12)
+    assert torch.allclose(
+        attention_reference(q, k, v, None, causal, 0, 0.0, None, 0.3), theirs.transpose(1, 2), rtol=1e-12
+    )
 
 
 def test_rotated_scores_depend_on_the_distance_alone():
@@ -179,9 +181,7 @@ def test_a_second_derivative_is_refused_not_wrong():
         (lambda q, k, v: attention(q.long(), k, v), "argument q is torch.int64"),
         (lambda q, k, v: attention(q, k[..., :4], v), r"argument k has shape \(1, 4, 2, 4\), expected"),
         (lambda q, k, v: attention(q, k, v[:, :3]), "argument v has shape"),
-        (lambda q, k, v: attention(q, k[:, :3], v[:, :3]), "3 keys, expected at least 4"),
-        (lambda q, k, v: attention(q, k[:, :0], v[:, :0], causal=False), "0 keys, expected at least 1"),
-        (lambda q, k, v: attention(q, k, v.double()), "argument v is torch.float64 on cpu, expected torch.float32"),
+        (lambda q, k, v: attention(q, k, v.double()), "argument v is torch.float64, expected torch.float32"),
         (lambda q, k, v: rotary_attention(q, *tables(4, 8)), "argument qkv"),
         (lambda q, k, v: rotary_attention(torch.stack([q, k, v], 2), *tables(5, 8)), r"expected .* \(4, 4\)"),
         (lambda q, k, v: rotary_attention(torch.stack([q, k, v], 2)[..., :7], *tables(4, 8)), "even head_dim"),

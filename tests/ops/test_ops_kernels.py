@@ -1,5 +1,6 @@
 """All kernels as torch sees them: operators whose fakes tell the truth, that compile, and whose FLOPs are counted."""
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import verim.ops
-from verim.ops import linear_cross_entropy, selective_scan, wkv
+from verim.ops import attention, linear_cross_entropy, rotary_attention, selective_scan, wkv
 from verim.ops.kernel import KERNELS
 
 
@@ -63,6 +64,29 @@ CASES = {
         lambda *t: torch.cat([part.flatten() for part in wkv(*t, return_state=True)]),
         lambda: [normal(2, 9, 20), normal(2, 9, 20), normal(20).exp(), normal(20), normal(2, 3, 20).abs()],
         ("wkv_forward", "wkv_backward"),
+    ),
+    **{
+        f"attention, {implementation}": Case(
+            functools.partial(attention, implementation=implementation),
+            lambda: [normal(2, 9, 4, 8), normal(2, 9, 2, 8), normal(2, 9, 2, 8)],
+            tuple(f"{prefix}attention_{part}" for part in ("forward", "backward")),
+        )
+        for implementation, prefix in (("kernel", ""), ("tiled", "tiled_"), ("torch", "torch_"))
+    },
+    **{
+        f"attention with all options, {implementation}": Case(
+            lambda q, k, v, bias, implementation=implementation: attention(
+                q, k, v, True, 5, bias, implementation=implementation
+            ),
+            lambda: [normal(2, 9, 4, 8), normal(2, 11, 2, 8), normal(2, 11, 2, 8), normal(4, 1, 11)],
+            tuple(f"{prefix}attention_{part}" for part in ("forward", "backward")),
+        )
+        for implementation, prefix in (("kernel", ""), ("tiled", "tiled_"))
+    },
+    "rotary_attention": Case(
+        lambda qkv: rotary_attention(qkv, *(turn(torch.arange(36.0).view(9, 4)) for turn in (torch.cos, torch.sin))),
+        lambda: [normal(2, 9, 3, 2, 8)],
+        ("rotary_attention_forward", "rotary_attention_backward"),
     ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -21,8 +21,9 @@ def is_traced() -> bool:
 class Kernel:
     """A function of tensors in an op's `cpu.py`, its namesake in `gpu.py`, and the operator `torch.ops.verim.<name>`.
 
-    - `function`: the one in `cpu.py`; the one in `gpu.py` is imported when a CUDA tensor first comes. Results are new
-      tensors, never None and never views of the arguments: an empty tensor stands for what is not computed.
+    - `function`: the one in `cpu.py`; the one in `gpu.py` is imported when a CUDA tensor first comes. One from a file
+      with another name serves all devices. Results are new tensors, never None and never views of the arguments: an
+      empty tensor stands for what is not computed.
     - `schema`: arguments and results as `torch.library` writes them, "(Tensor x, Tensor? initial) -> (Tensor, Tensor)".
     - `fake(*arguments)`: tensors with the shapes, strides and data types of the results, made by `new_empty` and
       the like, without computing them.
@@ -44,6 +45,8 @@ class Kernel:
         self.cost = cost
         self._gpu = function.__module__.removesuffix(".cpu") + ".gpu"
         self._functions = {"cpu": function}
+        if not function.__module__.endswith(".cpu"):
+            self._functions["cuda"] = function
         _LIBRARY.define(self.name + schema)
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
             _LIBRARY.impl(self.name, self._caller(device), key)

@@ -1,65 +1,93 @@
 """Softmax attention, with rotary positions or without, on heads as they lie in a packed projection."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.ops.attention.cpu import attention_backward, attention_forward
+from verim.ops.arguments import check_tensor
+from verim.ops.attention import cpu, fused, tiled
+from verim.ops.attention.cost import backward_cost, forward_cost
+from verim.ops.attention.dropout import draw_seed
 from verim.ops.attention.reference import attention_reference
-from verim.ops.backend import takes_fast_path
+from verim.ops.backend import FLOATS, takes_fast_path
+from verim.ops.cost import Cost
 from verim.ops.derivatives import refuse_second_derivative
-from verim.ops.rotary import rotary
+from verim.ops.kernel import Kernel
+from verim.ops.precision import HALVES, follow_autocast
 from verim.ops.rotary.reference import rotary_reference
 
 _NAME, _ROTARY_NAME = "attention", "rotary_attention"
-_LONGEST, _WIDEST = 1024, 128  # keys and channels of a head up to which our kernel was never the slower
-Heads = Float[Tensor, "batch length heads head_dim"]
-Tables = tuple[Tensor, Tensor]
+_TYPES = {device: (*types, torch.float64) for device, types in FLOATS.items()}
+Implementation = Literal["auto", "kernel", "tiled", "torch"]
 
 
 def attention(
     q: Float[Tensor, "batch length heads head_dim"],
-    k: Float[Tensor, "batch keys heads head_dim"],
-    v: Float[Tensor, "batch keys heads head_dim"],
+    k: Float[Tensor, "batch keys kv_heads head_dim"],
+    v: Float[Tensor, "batch keys kv_heads head_dim"],
     causal: bool = True,
+    window: int | None = None,
+    bias: Float[Tensor, "..."] | Bool[Tensor, "..."] | None = None,
+    dropout: float = 0.0,
     scale: float | None = None,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, "batch length heads head_dim"]:
-    """softmax(scale Q Kᵀ + mask) V for each head (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
+    """softmax(scale Q Kᵀ + bias + mask) V for each head (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
 
-    - `q` [batch, length, heads, head_dim], `k` and `v` [batch, keys, heads, head_dim], with any strides: views of
+    Computed tile by tile with a running maximum and sum (FlashAttention, arXiv 2205.14135, and 2, arXiv 2307.08691),
+    and again in the backward pass: no [length, keys] matrix of all heads exists at any time.
+
+    - `q` [batch, length, heads, head_dim], `k` and `v` [batch, keys, kv_heads, head_dim], with any strides: views of
       one packed tensor are not copied. Heads come after length (in torch's `scaled_dot_product_attention` before).
-    - `causal`: the last query sees all keys, the one before it all but the last, and so on; with keys = length
-      that is the lower triangle, with more keys the queries continue a sequence (torch aligns the first instead).
+      `kv_heads` divides `heads`: head h reads key/value head h // (heads / kv_heads), as in grouped-query attention.
+    - Query i stands at position i + keys - length: positions are aligned at the end (in torch at the start), so
+      queries may continue a sequence whose keys are kept. `causal`: a query sees the keys up to its own position.
+      `window` n: it sees the last n of them, its own position included; without `causal` the positions less than n
+      away on both sides. Computing time is then linear in the length.
+    - `bias`: added to the scaled scores; broadcastable to [batch, heads, length, keys], of the type of `q` or float32.
+      -inf hides a key. It gets a gradient if it requires one. Boolean: a mask, True where a key may be seen.
+    - `dropout`: the probability with which a weight is dropped; those that are kept are divided by 1 - dropout. The
+      mask follows from one number drawn from torch's default generator (see `verim.ops.attention.dropout`).
     - `scale`: None means 1 / sqrt(head_dim).
+    - `implementation`: "kernel" (Numba or Triton), "tiled" (the same algorithm over torch's matrix products, for any
+      device and type), "torch" (torch's own fused CPU kernel, which knows neither windows, biases nor dropout), or
+      "auto", the fastest for the shape as far as measured.
 
-    All tensors have one floating-point data type and one device. Two fast versions, both for float32 on the CPU,
-    neither of which holds a [length, keys] matrix for all heads: up to 1024 keys and 128 channels a head our kernel,
-    beyond them torch's `scaled_dot_product_attention` (measured on one AVX-512 core: at 128 positions ours takes 55
-    to 75 % of torch's time, at 512 about 65 %, at 1024 and beyond 80 %; `rotary_attention` about 40 % of a rotation
-    and torch's attention). Neither is differentiable twice; the reference is. Ours gives the same bits whatever
-    the number of threads. A NaN in a key or value may reach the queries before it in its block of 32 positions.
+    A query that sees no key, because of the bias, the window or fewer keys than queries, gives zeros, and zero
+    gradients. All tensors have one floating-point data type and one device. Halves are multiplied and summed in
+    float32, and rounded once; under `torch.autocast` queries, keys and values are converted to its type, as torch's
+    attention does. Not differentiable twice; the reference is. The same input gives the same bits, whatever
+    the number of threads. A NaN in a key or value may reach queries that do not see it.
 
-    Raises `InputError` (a ValueError) for a wrong shape, data type or device, and for fewer keys than queries with
-    `causal`.
+    Raises `InputError` (a ValueError) for a wrong shape, data type, device or option.
 
     >>> q = k = torch.zeros(1, 2, 1, 4)
     >>> v = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)
     >>> attention(q, k, v.expand(1, 2, 1, 4))[0, :, 0, 0]  # equal scores: the mean of what is seen
     tensor([1., 2.])
+    >>> attention(q, k, v.expand(1, 2, 1, 4), window=1)[0, :, 0, 0]  # itself alone
+    tensor([1., 3.])
     """
-    _check(q, k, v, causal)
+    q, k, v = follow_autocast(q, k, v, lower=True)
+    _check(q, k, v, dropout, window)
+    bias = None if bias is None else _four_axes(bias, q, k)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    if not takes_fast_path(_NAME, q):
-        return attention_reference(q, k, v, causal, scale)
-    if not _is_small(k):
-        return _torch_attention(q, k, v, causal, scale)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        result: Tensor = _Attention.apply(q, k, v, causal, scale)
+    seed = draw_seed() if dropout else None
+    options = bias, causal, window or 0, dropout, seed, scale
+    if not takes_fast_path(_NAME, q, _TYPES):
+        return attention_reference(q, k, v, *options)
+    chosen = _choice(q, k, *options) if implementation == "auto" else implementation
+    if chosen == "torch":
+        return _fused(q, k, v, *options)
+    known = _known(chosen, q)
+    if _is_recorded(q, k, v, bias):
+        result: Tensor = _Attention.apply(known, q, k, v, *options)
         return result
-    return attention_forward(_rows(q), _rows(k), _rows(v), None, causal, scale)[0]
+    return _KERNELS[known][0](q, k, v, *options)[0]
 
 
 def rotary_attention(
@@ -73,7 +101,7 @@ def rotary_attention(
 
     The same as `attention(rotary(q, ...), rotary(k, ...), v)` with q, k, v = qkv.unbind(2); see `rotary` for the
     rotation. The fast version rotates while it loads, and its backward pass writes one packed gradient: neither
-    rotated copies nor separate gradients exist. The tables get no gradient.
+    rotated copies nor separate gradients exist. The tables get no gradient; beside halves they may be float32.
 
     Raises `InputError` (a ValueError) for a wrong shape, data type or device.
 
@@ -81,40 +109,66 @@ def rotary_attention(
     >>> rotary_attention(qkv, torch.ones(1, 2), torch.zeros(1, 2)).flatten()  # one position sees itself
     tensor([ 8.,  9., 10., 11.])
     """
+    (qkv,) = follow_autocast(qkv, lower=True)
     _check_packed(qkv, cosines, sines)
     scale = qkv.shape[4] ** -0.5 if scale is None else scale
-    if takes_fast_path(_ROTARY_NAME, qkv):
-        tables = cosines.contiguous(), sines.contiguous()
-        if _is_small(qkv):
-            if torch.is_grad_enabled() and qkv.requires_grad:
-                result: Tensor = _RotaryAttention.apply(qkv, *tables, causal, scale)
-                return result
-            return attention_forward(*_parts(qkv), tables, causal, scale)[0]
-        rotated = rotary(qkv[:, :, :2], *tables)
-        return _torch_attention(rotated[:, :, 0], rotated[:, :, 1], qkv[:, :, 2], causal, scale)
-    q, k = rotary_reference(qkv[:, :, :2], cosines, sines).unbind(2)
-    return attention_reference(q, k, qkv[:, :, 2], causal, scale)
+    if not takes_fast_path(_ROTARY_NAME, qkv, FLOATS):
+        q, k = rotary_reference(qkv[:, :, :2], cosines, sines).unbind(2)
+        return attention_reference(q, k, qkv[:, :, 2], None, causal, 0, 0.0, None, scale)
+    if _is_recorded(qkv):
+        result: Tensor = _RotaryAttention.apply(qkv, cosines, sines, causal, scale)
+        return result
+    return rotary_attention_forward(qkv, cosines, sines, causal, scale)[0]
 
 
 class _Attention(torch.autograd.Function):
-    """Our kernel with its gradients. Saves the inputs, and two numbers for each query and head."""
+    """An algorithm of our own with its gradients. Saves the inputs, the output, and a number for each query."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        implementation: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        causal: bool,
+        window: int,
+        dropout: float,
+        seed: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        out, logsumexp = _KERNELS[implementation][0](q, k, v, bias, causal, window, dropout, seed, scale)
+        ctx.save_for_backward(q, k, v, bias, out, logsumexp, seed)
+        ctx.implementation, ctx.options = implementation, (causal, window, dropout, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative(_NAME)
+        q, k, v, bias, out, logsumexp, seed = ctx.saved_tensors
+        causal, window, dropout, scale = ctx.options
+        of_bias = ctx.needs_input_grad[4]
+        dq, dk, dv, dbias = _KERNELS[ctx.implementation][1](
+            q, k, v, bias, out, logsumexp, gradients[0], causal, window, dropout, seed, scale, of_bias
+        )
+        return None, dq, dk, dv, dbias if of_bias else None, None, None, None, None, None
+
+
+class _Fused(torch.autograd.Function):
+    """Torch's fused kernel, counted as ours is."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-        out, statistics = attention_forward(_rows(q), _rows(k), _rows(v), None, causal, scale)
-        ctx.save_for_backward(q, k, v, statistics)
+        out, logsumexp = torch_attention_forward(q, k, v, causal, scale)
+        ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.options = causal, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative(_NAME)
-        q, k, v, statistics = ctx.saved_tensors
-        targets = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
-        causal, scale = ctx.options
-        gradient = _rows(gradients[0])
-        attention_backward(_rows(q), _rows(k), _rows(v), None, causal, scale, statistics, gradient, targets)
-        return *targets, None, None
+        return *torch_attention_backward(*ctx.saved_tensors, gradients[0], *ctx.options), None, None
 
 
 class _RotaryAttention(torch.autograd.Function):
@@ -122,89 +176,228 @@ class _RotaryAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float) -> Tensor:
-        out, statistics = attention_forward(*_parts(qkv), (cosines, sines), causal, scale)
-        ctx.save_for_backward(qkv, cosines, sines, statistics)
+        out, logsumexp = rotary_attention_forward(qkv, cosines, sines, causal, scale)
+        ctx.save_for_backward(qkv, cosines, sines, out, logsumexp)
         ctx.options = causal, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative(_ROTARY_NAME)
-        qkv, cosines, sines, statistics = ctx.saved_tensors
-        target = torch.empty(qkv.shape)
-        causal, scale = ctx.options
-        gradient, tables = _rows(gradients[0]), (cosines, sines)
-        attention_backward(*_parts(qkv), tables, causal, scale, statistics, gradient, _parts(target))
-        return target, None, None, None, None
+        dqkv = rotary_attention_backward(*ctx.saved_tensors, gradients[0], *ctx.options)
+        return dqkv, None, None, None, None
 
 
-def _is_small(k: Tensor) -> bool:
-    return k.shape[1] <= _LONGEST and k.shape[-1] <= _WIDEST
+def _is_recorded(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """`tensor` itself where its channels lie side by side, else a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _choice(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+) -> Implementation:
+    """The fastest for a call."""
+    if q.dtype is torch.float64:
+        return "tiled"
+    return "torch" if q.device.type == "cpu" and not _not_fused(q, k, bias, causal, window, dropout) else "kernel"
 
 
-def _parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of queries, keys and values."""
-    q, k, v = _rows(qkv).unbind(2)
-    return q, k, v
-
-
-def _torch_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """Torch's kernel; where queries continue a sequence it takes a mask, as it would align the first query."""
-    length, keys = q.shape[1], k.shape[1]
-    mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length) if causal and keys > length else None
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    mixed = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale
+def _known(implementation: str, q: Tensor) -> str:
+    names = ("tiled",) if q.dtype is torch.float64 else ("kernel", "tiled")
+    if implementation in names:
+        return implementation
+    if implementation == "kernel":
+        raise InputError(
+            f"{_NAME}: argument implementation is 'kernel', which knows float32, bfloat16 and float16, but q is "
+            f"{q.dtype}: leave it out, or pass 'tiled'"
+        )
+    raise InputError(
+        f"{_NAME}: argument implementation is {implementation!r}, expected 'auto', 'kernel', 'tiled' or 'torch'"
     )
-    return mixed.transpose(1, 2).contiguous()
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
-    if q.dim() != 4 or not q.is_floating_point():
+def _not_fused(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, window: int, dropout: float) -> str:
+    """Why torch's fused kernel cannot do a call; empty if it can."""
+    if bias is not None or window or dropout:
+        return "a bias, a window or dropout"
+    if not q.numel() or not k.numel():
+        return "empty tensors"
+    if causal and q.shape[1] not in (1, k.shape[1]):
+        return f"{q.shape[1]} causal queries at the end of {k.shape[1]} keys"
+    return ""
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+) -> Tensor:
+    reason = _not_fused(q, k, bias, causal, window, dropout)
+    if reason or q.device.type != "cpu":
+        raise InputError(
+            f"{_NAME}: argument implementation is 'torch', whose fused kernel does not know "
+            f"{reason or f'tensors on {q.device}'}: leave it out, or pass 'kernel' or 'tiled'"
+        )
+    causal = causal and q.shape[1] > 1  # a last query sees all keys
+    if _is_recorded(q, k, v):
+        result: Tensor = _Fused.apply(q, k, v, causal, scale)
+        return result
+    return torch_attention_forward(q, k, v, causal, scale)[0]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> None:
+    if q.dim() != 4 or not q.is_floating_point() or not q.shape[2] * q.shape[3]:
         raise InputError(
             f"{_NAME}: argument q is {q.dtype} of shape {tuple(q.shape)}, expected a floating-point tensor "
-            "[batch, length, heads, head_dim]"
+            "[batch, length, heads, head_dim] with at least one head and one channel"
         )
-    batch, length, heads, dim = q.shape
-    for name, tensor in (("k", k), ("v", v)):
-        keys = tensor.shape[1] if name == "k" and tensor.dim() == 4 else k.shape[1]
-        if tensor.shape != (batch, keys, heads, dim):
-            raise InputError(
-                f"{_NAME}: argument {name} has shape {tuple(tensor.shape)}, expected [batch, keys, heads, head_dim] "
-                f"= {(batch, keys, heads, dim)} as q and k have it"
-            )
-        _check_like(_NAME, name, tensor, q)
-    if k.shape[1] < (length if causal else 1):
+    batch, _, heads, dim = q.shape
+    expected = "[batch, keys, kv_heads, head_dim]"
+    if k.dim() != 4:
+        raise InputError(f"{_NAME}: argument k has shape {tuple(k.shape)}, expected {expected}")
+    keys, kv_heads = k.shape[1:3]
+    check_tensor(_NAME, "k", k, (batch, keys, kv_heads, dim), f"{expected} with batch and head_dim of q", q)
+    check_tensor(_NAME, "v", v, (batch, keys, kv_heads, dim), f"{expected} of k", q)
+    if not kv_heads or heads % kv_heads:
         raise InputError(
-            f"{_NAME}: argument k has {k.shape[1]} keys, expected at least {length if causal else 1}"
-            + (f" for {length} queries with causal=True: pass causal=False or all keys" if causal else "")
+            f"{_NAME}: argument k has {kv_heads} heads, expected a divisor of the {heads} heads of q: each key/value "
+            "head serves the same number of query heads"
         )
+    if not 0 <= dropout < 1:
+        raise InputError(f"{_NAME}: argument dropout is {dropout}, expected a probability of at least 0, less than 1")
+    if window is not None and window < 1:
+        raise InputError(
+            f"{_NAME}: argument window is {window}, expected at least 1 (the position itself), or None for no window"
+        )
+
+
+def _four_axes(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """A bias or mask [batch or 1, heads or 1, length or 1, keys or 1], in numbers to add."""
+    whole = q.shape[0], q.shape[2], q.shape[1], k.shape[1]
+    four = bias[(None,) * (4 - bias.dim())] if bias.dim() < 4 else bias
+    if four.dim() != 4 or any(own not in (1, size) for own, size in zip(four.shape, whole, strict=True)):
+        raise InputError(
+            f"{_NAME}: argument bias has shape {tuple(bias.shape)}, expected one that broadcasts to [batch, heads, "
+            f"length, keys] = {whole}"
+        )
+    if four.dtype is torch.bool and four.device == q.device:
+        return torch.zeros_like(four, dtype=q.dtype).masked_fill_(~four, -torch.inf)
+    check_tensor(_NAME, "bias", four, four.shape, "", q, or_float32=True)
+    return four
 
 
 def _check_packed(qkv: Tensor, cosines: Tensor, sines: Tensor) -> None:
-    if qkv.dim() != 5 or qkv.shape[2] != 3 or qkv.shape[4] % 2 or not qkv.is_floating_point():
+    if qkv.dim() != 5 or qkv.shape[2] != 3 or qkv.shape[4] % 2 or not qkv.is_floating_point() or not qkv.shape[4]:
         raise InputError(
             f"{_ROTARY_NAME}: argument qkv is {qkv.dtype} of shape {tuple(qkv.shape)}, expected a floating-point "
             "tensor [batch, length, 3, heads, head_dim] with an even head_dim"
         )
     expected = (qkv.shape[1], qkv.shape[4] // 2)
     for name, table in (("cosines", cosines), ("sines", sines)):
-        if table.shape != expected:
-            raise InputError(
-                f"{_ROTARY_NAME}: argument {name} has shape {tuple(table.shape)}, expected [length, head_dim / 2] = "
-                f"{expected}: take the rows of the positions in qkv"
-            )
-        _check_like(_ROTARY_NAME, name, table, qkv)
+        meaning = "[length, head_dim / 2], the rows of the positions in qkv,"
+        check_tensor(_ROTARY_NAME, name, table, expected, meaning, qkv, or_float32=True)
 
 
-def _check_like(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.dtype is not like.dtype or tensor.device != like.device:
-        raise InputError(
-            f"{op}: argument {name} is {tensor.dtype} on {tensor.device}, expected {like.dtype} on {like.device} "
-            f"like the first argument: convert it with {name}.to(...)"
-        )
+def _rows_type(q: Tensor) -> torch.dtype:
+    return torch.float32 if q.dtype in HALVES else q.dtype
+
+
+def _fake_forward(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    batch, length, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(batch, heads, length, dtype=_rows_type(q))
+
+
+def _fake_backward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+    wanted = bias if bias is not None and others[-1] else q.new_empty(0)
+    return q.new_empty(q.shape), q.new_empty(k.shape), q.new_empty(v.shape), wanted.new_empty(wanted.shape)
+
+
+def _fake_torch_backward(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return q.new_empty(q.shape), q.new_empty(k.shape), q.new_empty(v.shape)
+
+
+def _fake_rotary_forward(qkv: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _fake_forward(qkv[:, :, 0])
+
+
+def _cost_of(part: Callable[..., Cost], q: Tensor, k: Tensor, causal: bool, window: int = 0) -> Cost:
+    batch, length, heads, dim = q.shape
+    return part(batch, length, k.shape[1], heads, dim, causal, q.element_size(), k.shape[2], window)
+
+
+_FORWARD = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? bias, bool causal, SymInt window, float dropout, Tensor? seed, float scale)"
+    " -> (Tensor, Tensor)"
+)
+_BACKWARD = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor logsumexp, Tensor dout, bool causal,"
+    " SymInt window, float dropout, Tensor? seed, float scale, bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _forward_kernel(function: Callable[..., Any]) -> Kernel:
+    """Arguments: `bias` with four axes, `window` 0 for none, `seed` a number on the CPU. Results: the output, and the
+    logarithm of each row's sum of exponentials [batch, heads, length], +inf where a row sees nothing."""
+
+    def cost(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, window: int, *others: Any) -> Cost:
+        return _cost_of(forward_cost, q, k, causal, window)
+
+    return Kernel(function, _FORWARD, _fake_forward, cost)
+
+
+def _backward_kernel(function: Callable[..., Any]) -> Kernel:
+    """Results: the gradients of q, k and v, and with `bias_gradient` that of the bias in its shape, else an empty
+    tensor."""
+
+    def cost(q: Tensor, k: Tensor, *others: Any) -> Cost:
+        return _cost_of(backward_cost, q, k, others[5], others[6])
+
+    return Kernel(function, _BACKWARD, _fake_backward, cost)
+
+
+attention_forward = _forward_kernel(cpu.attention_forward)
+attention_backward = _backward_kernel(cpu.attention_backward)
+tiled_attention_forward = _forward_kernel(tiled.tiled_attention_forward)
+tiled_attention_backward = _backward_kernel(tiled.tiled_attention_backward)
+torch_attention_forward = Kernel(
+    fused.torch_attention_forward,
+    "(Tensor q, Tensor k, Tensor v, bool causal, float scale) -> (Tensor, Tensor)",
+    _fake_forward,
+    lambda q, k, v, causal, scale: _cost_of(forward_cost, q, k, causal),
+)
+torch_attention_backward = Kernel(
+    fused.torch_attention_backward,
+    "(Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, Tensor dout, bool causal, float scale)"
+    " -> (Tensor, Tensor, Tensor)",
+    _fake_torch_backward,
+    lambda q, k, v, out, logsumexp, dout, causal, scale: _cost_of(backward_cost, q, k, causal),
+)
+rotary_attention_forward = Kernel(
+    cpu.rotary_attention_forward,
+    "(Tensor qkv, Tensor cosines, Tensor sines, bool causal, float scale) -> (Tensor, Tensor)",
+    _fake_rotary_forward,
+    lambda qkv, cosines, sines, causal, scale: _cost_of(forward_cost, qkv[:, :, 0], qkv[:, :, 1], causal),
+)
+rotary_attention_backward = Kernel(
+    cpu.rotary_attention_backward,
+    "(Tensor qkv, Tensor cosines, Tensor sines, Tensor out, Tensor logsumexp, Tensor dout, bool causal, float scale)"
+    " -> Tensor",
+    lambda qkv, *others: qkv.new_empty(qkv.shape),
+    lambda qkv, *others: _cost_of(backward_cost, qkv[:, :, 0], qkv[:, :, 1], others[5]),
+)
+_KERNELS = {
+    "kernel": (attention_forward, attention_backward),
+    "tiled": (tiled_attention_forward, tiled_attention_backward),
+}

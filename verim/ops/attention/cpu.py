@@ -18,7 +18,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from verim.ops.attention.tiled import tiled_attention_backward, tiled_attention_forward
 from verim.ops.lanes import maximum, transpose
+from verim.ops.precision import widen
 from verim.ops.tiles import (
     TILE,
     TILE_ROW,
@@ -55,41 +57,90 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor] | None, causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output [batch, length, heads, head_dim] and the statistics that the backward pass wants."""
-    batch, length, heads, dim = q.shape
-    out = torch.empty(batch, length, heads, dim)
-    tiles = -(-length // TILE)
-    statistics = torch.empty(batch * heads * tiles * _STATISTICS)
-    shape = (heads, length, k.shape[1], dim, int(causal))
-    places = (*_place(q), *_place(k), *_place(v), *_place(out))
-    arguments = (*shape, *_tables(tables), scale * LOG2_E, statistics.data_ptr(), *places)
-    pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
-    room = _room(length, k.shape[1], dim)
-    run_tasks(_forward, batch * heads, _FORWARD_NANOSECONDS * pairs * dim, room, arguments)
-    return out, statistics
+    """The output, and the logarithm of the sum of exponentials of each row."""
+    return tiled_attention_forward(q, k, v, bias, causal, window, dropout, seed, scale)
 
 
 def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    tables: tuple[Tensor, Tensor] | None,
+    bias: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    dout: Tensor,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v, and of the bias if wanted, else an empty tensor."""
+    return tiled_attention_backward(
+        q, k, v, bias, out, logsumexp, dout, causal, window, dropout, seed, scale, bias_gradient
+    )
+
+
+def rotary_attention_forward(
+    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The output [batch, length, heads, head_dim] and the logarithm of each row's sum of exponentials."""
+    (qkv,) = widen(qkv)
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    q, k, v = qkv.unbind(2)
+    batch, length, heads, dim = q.shape
+    out = torch.empty(batch, length, heads, dim)
+    tiles = -(-length // TILE)
+    statistics = torch.empty(batch, heads, tiles, 2, TILE)
+    shape = (heads, length, k.shape[1], dim, int(causal))
+    places = (*_place(q), *_place(k), *_place(v), *_place(out))
+    arguments = (*shape, *_tables((cosines, sines)), scale * LOG2_E, statistics.data_ptr(), *places)
+    pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
+    room = _room(length, k.shape[1], dim)
+    run_tasks(_forward, batch * heads, _FORWARD_NANOSECONDS * pairs * dim, room, arguments)
+    logsumexp = (statistics[..., 0, :] - statistics[..., 1, :].log2()).flatten(2)[..., :length] * LN_2
+    return out, logsumexp.contiguous()
+
+
+def rotary_attention_backward(
+    qkv: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    dout: Tensor,
     causal: bool,
     scale: float,
-    statistics: Tensor,
-    gradient: Tensor,
-    targets: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    """Writes the gradients of q, k and v into `targets`; `gradient` is that of the output."""
+) -> Tensor:
+    """The gradient of qkv."""
+    qkv, gradient = widen(qkv, dout)
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
+    q, k, v = qkv.unbind(2)
     batch, length, heads, dim = q.shape
+    dqkv = torch.empty(qkv.shape)
+    tiles = -(-length // TILE)
+    statistics = torch.ones(batch, heads, tiles, 2, TILE)
+    filled = torch.nn.functional.pad(logsumexp / LN_2, (0, tiles * TILE - length))
+    statistics[..., 0, :] = filled.view(batch, heads, tiles, TILE)
     shape = (heads, length, k.shape[1], dim, int(causal))
-    places = [number for tensor in (q, k, v, gradient, *targets) for number in _place(tensor)]
-    arguments = (*shape, *_tables(tables), scale * LOG2_E, statistics.data_ptr(), *places)
+    places = [number for tensor in (q, k, v, gradient, *dqkv.unbind(2)) for number in _place(tensor)]
+    arguments = (*shape, *_tables((cosines, sines)), scale * LOG2_E, statistics.data_ptr(), *places)
     pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
     room = _room(length, k.shape[1], dim)
     run_tasks(_backward, batch * heads, _BACKWARD_NANOSECONDS * pairs * dim, room, arguments)
+    return dqkv
 
 
 def _place(tensor: Tensor) -> tuple[int, int, int, int]:

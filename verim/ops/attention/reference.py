@@ -1,21 +1,37 @@
-"""The definition of attention, in plain PyTorch, any floating-point data type."""
+"""The definition of attention, in plain PyTorch, any floating-point data type: all scores at once."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from verim.ops.attention.dropout import kept, row_words
+from verim.ops.attention.visible import visible
 
 
 def attention_reference(
     q: Float[Tensor, "batch length heads head_dim"],
-    k: Float[Tensor, "batch keys heads head_dim"],
-    v: Float[Tensor, "batch keys heads head_dim"],
+    k: Float[Tensor, "batch keys kv_heads head_dim"],
+    v: Float[Tensor, "batch keys kv_heads head_dim"],
+    bias: Float[Tensor, "#batch #heads #length #keys"] | None,
     causal: bool,
+    window: int,
+    dropout: float,
+    seed: Int[Tensor, ""] | None,
     scale: float,
 ) -> Float[Tensor, "batch length heads head_dim"]:
-    """See `verim.ops.attention`."""
-    length, keys = q.shape[1], k.shape[1]
+    """See `verim.ops.attention`; `window` 0 means none."""
+    batch, length, heads, _ = q.shape
+    keys, group = k.shape[1], heads // k.shape[2]
+    k, v = (tensor.repeat_interleave(group, 2) for tensor in (k, v))
     scores = scale * torch.einsum("bihd,bjhd->bhij", q, k)
-    if causal:
-        seen = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
-        scores = scores.masked_fill(~seen, -torch.inf)
-    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+    if bias is not None:
+        scores = scores + bias
+    seen = visible(range(length), range(keys), keys - length, causal, window, q.device)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    blind = (scores == -torch.inf).all(-1, keepdim=True)  # rows that see nothing give zeros
+    shares = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+    if dropout:
+        assert seed is not None, "dropout draws from a seed"
+        keep = kept(row_words(seed, batch, heads, length, q.device), 0, keys, dropout)
+        shares = shares.masked_fill(~keep, 0) / (1 - dropout)
+    return torch.einsum("bhij,bjhd->bihd", shares, v)

@@ -1,0 +1,32 @@
+"""Torch's own fused attention on the CPU, as a kernel: what it cannot do is refused by the caller."""
+
+import torch
+from torch import Tensor
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def torch_attention_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The output and the logarithm of each row's sum of exponentials. As many queries as keys with `causal`."""
+    repeats = q.shape[2] // k.shape[2]
+    out, logsumexp = _forward(*_heads_first(q, k, v, repeats), 0.0, causal, scale=scale)
+    return out.transpose(1, 2).contiguous(), logsumexp.contiguous()
+
+
+def torch_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, dout: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    repeats = q.shape[2] // k.shape[2]
+    turned = _heads_first(q, k, v, repeats)
+    dq, dk, dv = _backward(dout.transpose(1, 2), *turned, out.transpose(1, 2), logsumexp, 0.0, causal, scale=scale)
+    dq, dk, dv = (gradient.transpose(1, 2).contiguous() for gradient in (dq, dk, dv))
+    if repeats > 1:
+        dk, dv = (gradient.unflatten(2, (-1, repeats)).sum(3) for gradient in (dk, dv))
+    return dq, dk, dv
+
+
+def _heads_first(q: Tensor, k: Tensor, v: Tensor, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
+    k, v = (tensor.repeat_interleave(repeats, 2) if repeats > 1 else tensor for tensor in (k, v))
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
