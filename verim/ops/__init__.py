@@ -7,11 +7,13 @@ from verim.ops.cross_entropy import cross_entropy
 from verim.ops.linear_cross_entropy import linear_cross_entropy
 from verim.ops.rms_norm import rms_norm
 from verim.ops.rotary import rotary
+from verim.ops.scan import associative_scan
 from verim.ops.selective_scan import selective_scan
 from verim.ops.swiglu import swiglu
 from verim.ops.wkv import wkv
 
 __all__ = [
+    "associative_scan",
     "attention",
     "causal_conv1d",
     "cross_entropy",
