@@ -14,7 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import verim.ops
-from verim.ops import attention, linear_cross_entropy, rotary_attention, selective_scan, wkv
+from verim.ops import (
+    attention,
+    causal_conv1d,
+    cross_entropy,
+    linear_cross_entropy,
+    rms_norm,
+    rotary,
+    rotary_attention,
+    selective_scan,
+    swiglu,
+    wkv,
+)
 from verim.ops.kernel import KERNELS
 
 
@@ -32,6 +43,32 @@ def normal(*shape: int) -> Tensor:
 
 
 CASES = {
+    "causal_conv1d": Case(
+        lambda *t: torch.cat([part.flatten() for part in causal_conv1d(*t, return_state=True, activation="silu")]),
+        lambda: [normal(2, 9, 20), normal(20, 4), normal(20), normal(2, 3, 20)],
+        ("convolution_forward", "convolution_backward"),
+    ),
+    "cross_entropy": Case(
+        cross_entropy,
+        lambda: [normal(2, 9, 20).transpose(0, 1), torch.arange(18).view(9, 2)],
+        ("cross_entropy_forward",),
+    ),
+    "rms_norm": Case(
+        rms_norm,
+        lambda: [normal(2, 9, 20).transpose(0, 1), normal(20)],
+        ("rms_norm_forward", "rms_norm_backward"),
+    ),
+    "rms_norm in bfloat16": Case(
+        rms_norm,
+        lambda: [normal(2, 9, 20).bfloat16(), normal(20)],
+        ("rms_norm_forward", "rms_norm_backward"),
+    ),
+    "rotary": Case(
+        lambda x, cosines, sines: rotary(x, cosines.detach(), sines.detach()) + 0 * (cosines + sines).sum(),
+        lambda: [normal(2, 9, 3, 20).transpose(2, 3).contiguous().transpose(2, 3), normal(9, 10), normal(9, 10)],
+        ("rotate", "rotate"),
+    ),
+    "swiglu": Case(swiglu, lambda: [normal(2, 9, 20).transpose(0, 1)], ("swiglu_forward", "swiglu_backward")),
     "linear_cross_entropy": Case(
         lambda hidden, weight, bias, targets: linear_cross_entropy(hidden, weight, targets, bias=bias),
         lambda: [normal(2, 9, 20), normal(40, 20), normal(40), torch.arange(18).view(2, 9)],

@@ -21,6 +21,7 @@ from verim.ops.precision import HALVES
 
 SINGLE_ON_CPU = {"cpu": (torch.float32,)}
 FLOATS = {"cpu": (torch.float32, *HALVES), "cuda": (torch.float32, *HALVES)}  # halves are computed in float32
+FLOATS_ON_CPU: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.float32, *HALVES), "cuda": ()}
 
 _BACKENDS = ("auto", "reference")
 _forced: ContextVar[str | None] = ContextVar("verim_backend", default=None)
@@ -44,14 +45,17 @@ def takes_fast_path(op: str, like: Tensor, types: Mapping[str, tuple[torch.dtype
     """Whether `op`, called with tensors of the device and data type of `like`, runs its fast version.
 
     `types`: the data types of the fast version by kind of device ("cpu", "cuda"). Warns (once) where only the lack
-    of a fast version decides. Inside `torch.compile` the choice is made once, when the code is compiled.
+    of a fast version decides, but not where a device is listed without any type: there the reference is as good as
+    it gets, elementwise work that `torch.compile` fuses. Inside `torch.compile` the choice is made once, when the
+    code is compiled.
     """
     if _is_reference_forced():
         return False
     device = like.device.type
-    if like.dtype in types.get(device, ()) and (device != "cuda" or _has_triton()):
+    known = types.get(device)
+    if known and like.dtype in known and (device != "cuda" or _has_triton()):
         return True
-    if device != "meta" and not torch.compiler.is_compiling():
+    if known != () and device != "meta" and not torch.compiler.is_compiling():
         _warn_once(op, device, like.dtype, types)
     return False
 

@@ -1,11 +1,18 @@
 """Data types of an op's tensors: halves are computed in float32 and rounded once, autocast is followed."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 HALVES = (torch.bfloat16, torch.float16)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Inside the block operations on the device of `like` keep the types of their tensors."""
+    kind = like.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def widen(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -20,7 +27,7 @@ def follow_autocast(*tensors: Tensor | None, lower: bool = False) -> tuple[Any, 
     as in torch's matrix products and attention. float64 stays.
     """
     kind = tensors[0].device.type if tensors[0] is not None else "cpu"
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
     target = torch.get_autocast_dtype(kind) if lower else torch.float32
     kinds = (torch.float32, *HALVES)

@@ -8,10 +8,13 @@ from torch import Tensor
 
 from verim.errors import InputError
 from verim.ops.arguments import check_sequence, check_tensor
-from verim.ops.backend import takes_fast_path
-from verim.ops.causal_conv1d.cpu import convolution_backward, convolution_forward
+from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
+from verim.ops.causal_conv1d import cpu
+from verim.ops.causal_conv1d.cost import backward_cost, forward_cost
 from verim.ops.causal_conv1d.reference import causal_conv1d_reference
 from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.kernel import Kernel
+from verim.ops.precision import widen
 
 _NAME = "causal_conv1d"
 Sequence = Float[Tensor, "batch length channels"]
@@ -62,9 +65,11 @@ def causal_conv1d(
       With `return_state=True` the result is `(y, the last kernel - 1 inputs)`, so a sequence may come in
       pieces.
 
-    All tensors have one floating-point data type and one device. Gradients go to all of them. The fast
-    version (float32 on the CPU) keeps nothing but its inputs for the backward pass and is not differentiable
-    twice; the reference is. The same input gives the same bits, whatever the number of threads.
+    All tensors have one floating-point data type and one device; beside a bfloat16 or float16 x the others may be
+    float32. Halves are computed in float32, their state is float32, y is rounded once; under `torch.autocast` y has
+    x's type. Gradients go to all of them. The fast version (on the CPU, float32 and halves) keeps nothing but its
+    inputs for the backward pass and is not differentiable twice; the reference is. The same input gives the same
+    bits, whatever the number of threads.
 
     Raises `InputError` (a ValueError) for a wrong shape, data type, device or activation.
 
@@ -72,14 +77,14 @@ def causal_conv1d(
     tensor([ 1., 12., 24.])
     """
     _check(x, weight, bias, initial, activation)
-    if not takes_fast_path(_NAME, x):
-        y, final = causal_conv1d_reference(x, weight, bias, initial, activation)
-    elif torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, initial)
-    ):
-        y, final = _CausalConvolution.apply(x, weight, bias, initial, activation)
+    tensors = widen(x, weight, bias, initial)
+    if not takes_fast_path(_NAME, x, FLOATS_ON_CPU):
+        y, final = causal_conv1d_reference(*(*tensors, activation))
+    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        y, final = _CausalConvolution.apply(*tensors, activation)
     else:
-        y, final = convolution_forward(x, weight, bias, initial, activation)
+        y, final = convolution_forward(*tensors, activation)
+    y = y.to(x.dtype)
     return (y, final) if return_state else y
 
 
@@ -98,7 +103,8 @@ class _CausalConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, initial)
         ctx.activation = activation
         ctx.set_materialize_grads(False)
-        return convolution_forward(x, weight, bias, initial, activation)
+        y, final = convolution_forward(x, weight, bias, initial, activation)
+        return y, final
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -116,13 +122,43 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | Non
     batch, _, channels = x.shape
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
         expected = f"[channels, kernel] with channels = {channels} and kernel at least 1"
-        check_tensor(_NAME, "weight", weight, (channels, -1), expected, x)
+        check_tensor(_NAME, "weight", weight, (channels, -1), expected, x, or_float32=True)
     kernel = weight.shape[1]
-    check_tensor(_NAME, "weight", weight, (channels, kernel), "[channels, kernel]", x)
+    check_tensor(_NAME, "weight", weight, (channels, kernel), "[channels, kernel]", x, or_float32=True)
     if bias is not None:
-        check_tensor(_NAME, "bias", bias, (channels,), "[channels of x]", x)
+        check_tensor(_NAME, "bias", bias, (channels,), "[channels of x]", x, or_float32=True)
     if initial is not None:
         expected = "[batch, kernel - 1, channels of x]"
-        check_tensor(_NAME, "initial", initial, (batch, kernel - 1, channels), expected, x)
+        check_tensor(_NAME, "initial", initial, (batch, kernel - 1, channels), expected, x, or_float32=True)
     if activation not in (None, "silu"):
         raise InputError(f"{_NAME}: argument activation is {activation!r}, expected None or 'silu'")
+
+
+def _fake_forward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
+
+
+def _fake_backward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, _, channels = x.shape
+    kernel = weight.shape[1]
+    dbias, dinitial = x.new_empty(channels), x.new_empty(batch, kernel - 1, channels)
+    return x.new_empty(x.shape), x.new_empty(kernel, channels).t(), dbias, dinitial
+
+
+def _sizes(x: Tensor, weight: Tensor, activation: str | None) -> tuple[int, int, int, int, str | None, int]:
+    return *x.shape, weight.shape[1], activation, x.element_size()
+
+
+convolution_forward = Kernel(
+    cpu.convolution_forward,
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial, str? activation) -> (Tensor, Tensor)",
+    _fake_forward,
+    lambda x, weight, bias, initial, activation: forward_cost(*_sizes(x, weight, activation)),
+)
+convolution_backward = Kernel(
+    cpu.convolution_backward,
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial, str? activation, Tensor dy, Tensor? dfinal)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_backward,
+    lambda x, weight, bias, initial, activation, *others: backward_cost(*_sizes(x, weight, activation)),
+)

@@ -7,10 +7,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.ops.backend import takes_fast_path
+from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
 from verim.ops.cross_entropy import cpu
+from verim.ops.cross_entropy.cost import forward_cost
 from verim.ops.cross_entropy.reference import cross_entropy_reference
 from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.kernel import Kernel
+from verim.ops.precision import follow_autocast, widen
 
 _NAME = "cross_entropy"
 
@@ -31,48 +34,42 @@ def cross_entropy(
 
     - `logits` [..., vocab], floating point; `targets` [...], int64, each in 0 ... vocab - 1 or `ignore_index`.
 
-    The fast version (float32 on the CPU) computes the gradient, (softmax - one-hot) / number, in the same pass and
+    bfloat16 and float16 logits are computed in float32, and so is the loss; their gradient is rounded once. The fast
+    version (on the CPU, float32 and halves) computes the gradient, (softmax - one-hot) / number, in the same pass and
     keeps it instead of the logits; the backward pass only scales it, and does nothing where the gradient of the
     loss is 1. It is not differentiable twice; the reference is. The same input gives the same bits, whatever the
-    number of threads.
+    number of threads. `linear_cross_entropy` does without the logits.
 
     Raises `InputError` (a ValueError) for a wrong shape, data type, device, reduction or target.
 
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, -100])).exp()
     tensor(4.)
     """
+    (logits,) = follow_autocast(logits)
     _check(logits, targets, reduction)
-    if not takes_fast_path(_NAME, logits):
-        return cross_entropy_reference(logits, targets, ignore_index, reduction)
-    targets = targets.contiguous()
-    count = cpu.count_targets(targets, logits.shape[-1], ignore_index)
-    if count < 0:
-        got = int(targets.flatten()[-1 - count])
-        raise InputError(
-            f"{_NAME}: argument targets holds {got}, expected 0 to {logits.shape[-1] - 1} (logits has "
-            f"{logits.shape[-1]} classes) or ignore_index = {ignore_index}: give logits a larger last dimension or "
-            "mask that position with ignore_index"
-        )
-    divisor = count if reduction == "mean" else 1
+    (values,) = widen(logits)
+    if not takes_fast_path(_NAME, logits, FLOATS_ON_CPU):
+        return cross_entropy_reference(values, targets, ignore_index, reduction)
     if logits.requires_grad and torch.is_grad_enabled():
-        loss: Tensor = _CrossEntropy.apply(logits, targets, ignore_index, divisor)
+        loss: Tensor = _CrossEntropy.apply(values, targets, ignore_index, reduction == "mean")
         return loss
-    return cpu.loss_and_gradient(logits.contiguous(), targets, ignore_index, divisor, None)
+    return cross_entropy_forward(values, targets, ignore_index, reduction == "mean", False)[0]
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int, divisor: int) -> Tensor:
-        gradient = torch.empty(logits.shape, dtype=torch.float32)
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int, mean: bool) -> Tensor:
+        loss, gradient = cross_entropy_forward(logits, targets, ignore_index, mean, True)
         ctx.save_for_backward(gradient)
-        return cpu.loss_and_gradient(logits.contiguous(), targets, ignore_index, divisor, gradient)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative(_NAME)
         (gradient,) = ctx.saved_tensors
         of_loss = gradients[0]
-        return (gradient if of_loss.item() == 1.0 else gradient * of_loss), None, None, None
+        same = not torch.compiler.is_compiling() and of_loss.item() == 1.0
+        return (gradient if same else gradient * of_loss), None, None, None
 
 
 def _check(logits: Tensor, targets: Tensor, reduction: str) -> None:
@@ -97,3 +94,15 @@ def _check(logits: Tensor, targets: Tensor, reduction: str) -> None:
         )
     if reduction not in ("mean", "sum"):
         raise InputError(f"{_NAME}: argument reduction is {reduction!r}, expected 'mean' or 'sum'")
+
+
+def _fake_forward(logits: Tensor, targets: Tensor, ignore_index: int, mean: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(()), logits.new_empty(logits.shape if keep else (0,))
+
+
+cross_entropy_forward = Kernel(
+    cpu.cross_entropy_forward,
+    "(Tensor logits, Tensor targets, int ignore_index, bool mean, bool keep) -> (Tensor, Tensor)",
+    _fake_forward,
+    lambda logits, targets, *others: forward_cost(targets.numel(), logits.shape[-1], logits.element_size()),
+)

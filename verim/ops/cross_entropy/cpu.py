@@ -8,6 +8,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from verim.errors import InputError
+from verim.ops.compiled import compiled
 from verim.ops.lanes import largest_lane, load_integer, maximum, sum_of_lanes
 from verim.ops.vectors import (
     BYTES,
@@ -34,37 +36,35 @@ _SCRATCH = LANES
 _ZERO, _LOG2_E = np.float32(0), np.float32(LOG2_E)
 
 
-def count_targets(targets: Tensor, vocab: int, ignore_index: int) -> int:
-    """How many targets are not `ignore_index`; -1 - i where target i is the first outside 0 ... vocab - 1."""
-    return int(_count(targets.data_ptr(), targets.numel(), vocab, ignore_index))
-
-
-def loss_and_gradient(
-    logits: Tensor, targets: Tensor, ignore_index: int, divisor: int, gradient: Tensor | None
-) -> Tensor:
-    """The sum of the rows' losses over `divisor`; writes its gradient. All contiguous."""
-    vocab = logits.shape[-1]
-    rows = targets.numel()
+def cross_entropy_forward(
+    logits: Tensor, targets: Tensor, ignore_index: int, mean: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum of the rows' losses, or their mean, and with `keep` its gradient, else an empty tensor. Float32."""
+    logits, targets = logits.contiguous(), targets.contiguous()
+    vocab, rows = logits.shape[-1], targets.numel()
+    count = _count(targets.data_ptr(), rows, vocab, ignore_index)
+    if count < 0:
+        got = int(targets.flatten()[-1 - count])
+        raise InputError(
+            f"cross_entropy: argument targets holds {got}, expected 0 to {vocab - 1} (logits has {vocab} classes) or "
+            f"ignore_index = {ignore_index}: give logits a larger last dimension or mask that position with "
+            "ignore_index"
+        )
+    divisor = count if mean else 1
+    gradient = torch.empty(logits.shape if keep else (0,), dtype=torch.float32, device="cpu")
     blocks = -(-rows // _BLOCK)
-    sums = torch.empty(1 + blocks, dtype=torch.float32)  # the loss, then what each block brings to it
-    place = sums.data_ptr()
-    arguments = (
-        logits.data_ptr(),
-        targets.data_ptr(),
-        0 if gradient is None else gradient.data_ptr(),
-        place + BYTES,
-        rows,
-        vocab,
-        ignore_index,
-        divisor,
-    )
+    loss = torch.empty((), dtype=torch.float32, device="cpu")
+    sums = torch.empty(blocks, dtype=torch.float32, device="cpu")  # what each block brings to it
+    places = logits.data_ptr(), targets.data_ptr(), gradient.data_ptr() if keep else 0, sums.data_ptr()
+    arguments = (*places, rows, vocab, ignore_index, divisor)
     run_tasks(_blocks, blocks, _NANOSECONDS * rows * vocab, _SCRATCH, arguments)
-    _finish(place, blocks, divisor)
-    return sums[0]
+    _finish(loss.data_ptr(), sums.data_ptr(), blocks, divisor)
+    return loss, gradient
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count(targets: int, rows: int, vocab: int, ignore_index: int) -> int:
+    """How many targets are not `ignore_index`; -1 - i where target i is the first outside 0 ... vocab - 1."""
     count = 0
     for row in range(rows):
         target = load_integer(targets + 8 * row)
@@ -75,15 +75,15 @@ def _count(targets: int, rows: int, vocab: int, ignore_index: int) -> int:
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _finish(sums: int, blocks: int, divisor: int) -> None:
+@compiled
+def _finish(loss: int, sums: int, blocks: int, divisor: int) -> None:
     total = 0.0
     for block in range(blocks):
-        total += load_scalar(sums + (1 + block) * BYTES)
-    store_scalar(sums, np.float32(total / divisor))
+        total += load_scalar(sums + block * BYTES)
+    store_scalar(loss, np.float32(total / divisor))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _blocks(
     first: int,
     last: int,

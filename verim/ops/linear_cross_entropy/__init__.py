@@ -14,7 +14,7 @@ from verim.ops.kernel import Kernel
 from verim.ops.linear_cross_entropy import cpu
 from verim.ops.linear_cross_entropy.cost import backward_cost, forward_cost, gradients_cost
 from verim.ops.linear_cross_entropy.reference import linear_cross_entropy_reference
-from verim.ops.precision import follow_autocast, widen
+from verim.ops.precision import follow_autocast, widen, without_autocast
 
 _NAME = "linear_cross_entropy"
 
@@ -68,7 +68,7 @@ def linear_cross_entropy(
     _check(hidden, weight, bias, targets, reduction, label_smoothing, softcap, z_loss)
     cap = softcap or 0.0
     if not takes_fast_path(_NAME, hidden, FLOATS):
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             hidden, weight, bias = widen(hidden, weight, bias)
             options = ignore_index, label_smoothing, cap, z_loss
             losses = linear_cross_entropy_reference(hidden, weight, bias, targets, *options)

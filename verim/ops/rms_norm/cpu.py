@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from verim.ops.compiled import compiled
 from verim.ops.lanes import sum_of_lanes
 from verim.ops.vectors import (
     BYTES,
@@ -29,31 +29,36 @@ _NANOSECONDS = 0.3  # of one number, measured
 _ZERO = np.float32(0)
 
 
-def norm_forward(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y and the reciprocal root of each row. All contiguous."""
+def rms_norm_forward(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y and the reciprocal root of each row. Float32, unchecked."""
+    x, gain = x.contiguous(), gain.contiguous()
     width = x.shape[-1]
-    rows = x.numel() // width
-    y, inverse = torch.empty(x.shape, dtype=torch.float32), torch.empty(rows, dtype=torch.float32)
+    y = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    inverse = torch.empty(x.shape[:-1], dtype=torch.float32, device="cpu")
+    rows = inverse.numel()
     places = (x.data_ptr(), gain.data_ptr(), y.data_ptr(), inverse.data_ptr())
     _run(_forward, rows, width, (*places, rows, width, eps))
     return y, inverse
 
 
-def norm_backward(x: Tensor, gain: Tensor, inverse: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """dx and dgain. All contiguous."""
+def rms_norm_backward(x: Tensor, gain: Tensor, inverse: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """dx and dgain."""
+    x, gain, dy = x.contiguous(), gain.contiguous(), dy.contiguous()
     width, rows = x.shape[-1], inverse.numel()
-    dx, sums = torch.empty(x.shape, dtype=torch.float32), torch.empty(1 + -(-rows // _BLOCK), width)
+    blocks = -(-rows // _BLOCK)
+    dx, dgain = (torch.empty(like.shape, dtype=torch.float32, device="cpu") for like in (x, gain))
+    sums = torch.empty(blocks, width, dtype=torch.float32, device="cpu")
     places = (x.data_ptr(), gain.data_ptr(), inverse.data_ptr(), dy.data_ptr(), dx.data_ptr(), sums.data_ptr())
     _run(_backward, rows, width, (*places, rows, width))
-    _sum_blocks(sums.data_ptr(), sums.shape[0], width)
-    return dx, sums[0]
+    _sum_blocks(dgain.data_ptr(), sums.data_ptr(), blocks, width)
+    return dx, dgain
 
 
 def _run(kernel: Any, rows: int, width: int, arguments: tuple[int | float, ...]) -> None:
     run_tasks(kernel, -(-rows // _BLOCK), _NANOSECONDS * rows * width, 0, arguments)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _forward(
     first: int,
     last: int,
@@ -80,7 +85,7 @@ def _forward(
             store_lanes(y + place, count, multiply(value, load_lanes(gain + c * BYTES, count)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _backward(
     first: int,
     last: int,
@@ -96,7 +101,7 @@ def _backward(
 ) -> None:
     """With n = x r: dgain = sum of dy n, and dx = r (dy gain - n mean(dy gain n))."""
     for block in range(first, last):
-        total = sums + (1 + block) * width * BYTES
+        total = sums + block * width * BYTES
         for c in range(0, width, LANES):
             store_lanes(total + c * BYTES, width - c, full(_ZERO))
         for row in range(block * _BLOCK, min(rows, (block + 1) * _BLOCK)):
@@ -117,11 +122,10 @@ def _backward(
                 store_lanes(dx + place, count, multiply(subtract(direct, along), full(r)))
 
 
-@njit(cache=True, nogil=True)
-def _sum_blocks(sums: int, rows: int, width: int) -> None:
-    """Row 0 becomes the sum of the others."""
+@compiled
+def _sum_blocks(total: int, sums: int, blocks: int, width: int) -> None:
     for c in range(0, width, LANES):
-        total = full(_ZERO)
-        for row in range(1, rows):
-            total = add(total, load_lanes(sums + (row * width + c) * BYTES, width - c))
-        store_lanes(sums + c * BYTES, width - c, total)
+        value = full(_ZERO)
+        for block in range(blocks):
+            value = add(value, load_lanes(sums + (block * width + c) * BYTES, width - c))
+        store_lanes(total + c * BYTES, width - c, value)

@@ -8,9 +8,13 @@ from torch import Tensor
 
 from verim.errors import InputError
 from verim.ops.arguments import check_tensor
-from verim.ops.backend import takes_fast_path
+from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
+from verim.ops.cost import Cost
 from verim.ops.derivatives import refuse_second_derivative
-from verim.ops.rotary.cpu import rotate
+from verim.ops.kernel import Kernel
+from verim.ops.precision import widen
+from verim.ops.rotary import cpu
+from verim.ops.rotary.cost import forward_cost
 from verim.ops.rotary.reference import rotary_reference
 
 _NAME = "rotary"
@@ -31,9 +35,11 @@ def rotary(
     - `x` [batch, length, ..., head_dim] with an even head_dim and any dimensions between (heads; queries and keys).
     - `cosines`, `sines` [length, head_dim / 2]: the rows of the positions in `x`. They get no gradient.
 
-    All tensors have one floating-point data type and one device. The fast version is for float32 on the CPU; it
-    keeps nothing but the tables and is not differentiable twice; the reference is. The result is contiguous, and
-    has the same bits whatever the number of threads.
+    All tensors have one floating-point data type and one device; beside a bfloat16 or float16 x the tables may be
+    float32. Halves are computed in float32, the result is rounded once; under `torch.autocast` it has x's type, as
+    torch's products. The fast version (on the CPU, float32 and halves) keeps nothing but the tables and is not
+    differentiable twice; the reference is. The result is contiguous, and has the same bits whatever the number of
+    threads.
 
     Raises `InputError` (a ValueError) for a wrong shape, data type or device.
 
@@ -47,29 +53,39 @@ def rotary(
         )
     expected = (x.shape[1], x.shape[-1] // 2)
     for name, table in (("cosines", cosines), ("sines", sines)):
-        check_tensor(_NAME, name, table, expected, "[length, head_dim / 2] of x", x)
-    if not takes_fast_path(_NAME, x):
-        return rotary_reference(x, cosines, sines)
-    cosines, sines = cosines.contiguous(), sines.contiguous()
-    if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _Rotary.apply(x, cosines, sines)
-        return result
-    return rotate(_positions(x), cosines, sines, 1)
+        check_tensor(_NAME, name, table, expected, "[length, head_dim / 2] of x", x, or_float32=True)
+    values, cosines, sines = widen(x, cosines, sines)
+    if not takes_fast_path(_NAME, x, FLOATS_ON_CPU):
+        y = rotary_reference(values, cosines, sines)
+    elif torch.is_grad_enabled() and x.requires_grad:
+        y = _Rotary.apply(values, cosines, sines)
+    else:
+        y = rotate(values, cosines, sines, 1)
+    return y.to(x.dtype)
 
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         ctx.save_for_backward(cosines, sines)
-        return rotate(_positions(x), cosines, sines, 1)
+        y: Tensor = rotate(x, cosines, sines, 1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         refuse_second_derivative(_NAME)
         cosines, sines = ctx.saved_tensors
-        return rotate(_positions(gradients[0]), cosines, sines, -1), None, None
+        return rotate(gradients[0], cosines, sines, -1), None, None
 
 
-def _positions(x: Tensor) -> Tensor:
-    """`x` itself where what belongs to a position lies side by side, else a copy."""
-    return x if x[:1, :1].is_contiguous() else x.contiguous()
+def _cost(x: Tensor, *others: Any) -> Cost:
+    positions, dim = x.shape[0] * x.shape[1], x.shape[-1]
+    return forward_cost(positions, x.shape[2:-1].numel(), dim, x.element_size())
+
+
+rotate = Kernel(
+    cpu.rotate,
+    "(Tensor x, Tensor cosines, Tensor sines, int turn) -> Tensor",
+    lambda x, *others: x.new_empty(x.shape),
+    _cost,
+)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from verim.ops.compiled import compiled
 from verim.ops.vectors import BYTES, LANES, full, load_lanes, multiply, multiply_add, store_lanes, subtract
 from verim.ops.workers import run_tasks
 
@@ -13,8 +13,10 @@ _NANOSECONDS = 0.5  # of one number, measured
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor, turn: int) -> Tensor:
-    """`x` [batch, length, ..., head_dim] rotated forwards (`turn` 1) or back (-1); the last dimensions contiguous."""
-    y = torch.empty(x.shape, dtype=torch.float32)
+    """`x` [batch, length, ..., head_dim] rotated forwards (`turn` 1) or back (-1). Float32, unchecked."""
+    x = x if x[:1, :1].is_contiguous() else x.contiguous()  # what belongs to a position lies side by side
+    cosines, sines = cosines.contiguous(), sines.contiguous()
+    y = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     batch, length, dim = x.shape[0], x.shape[1], x.shape[-1]
     heads = y.numel() // max(batch * length * dim, 1)
     positions = batch * length
@@ -25,7 +27,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, turn: int) -> Tensor:
     return y
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rotate(
     first: int,
     last: int,

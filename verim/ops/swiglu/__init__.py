@@ -7,9 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.ops.backend import takes_fast_path
+from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
-from verim.ops.swiglu.cpu import gate_backward, gate_forward
+from verim.ops.kernel import Kernel
+from verim.ops.precision import widen
+from verim.ops.swiglu import cpu
+from verim.ops.swiglu.cost import backward_cost, forward_cost
 from verim.ops.swiglu.reference import swiglu_reference
 
 _NAME = "swiglu"
@@ -23,8 +26,10 @@ def swiglu(gate_and_value: Float[Tensor, "*rest two_hidden"]) -> Float[Tensor, "
 
     - `gate_and_value` [..., 2 hidden], floating point.
 
-    The fast version (float32 on the CPU) keeps its input alone and writes one packed gradient. It is not
-    differentiable twice; the reference is. The same input gives the same bits, whatever the number of threads.
+    Halves are computed in float32, the result is rounded once; under `torch.autocast` it has the input's type, as
+    torch's own silu. The fast version (on the CPU, float32 and halves) keeps its input alone and writes one packed
+    gradient. It is not differentiable twice; the reference is. The same input gives the same bits, whatever the
+    number of threads.
 
     Raises `InputError` (a ValueError) for a wrong shape or data type.
 
@@ -41,22 +46,48 @@ def swiglu(gate_and_value: Float[Tensor, "*rest two_hidden"]) -> Float[Tensor, "
             f"{_NAME}: argument gate_and_value has {gate_and_value.shape[-1]} channels, expected an even number: "
             "the gates and as many values"
         )
-    if not takes_fast_path(_NAME, gate_and_value):
-        return swiglu_reference(gate_and_value)
-    if torch.is_grad_enabled() and gate_and_value.requires_grad:
-        result: Tensor = _SwiGLU.apply(gate_and_value)
-        return result
-    return gate_forward(gate_and_value.contiguous())
+    (packed,) = widen(gate_and_value)
+    if not takes_fast_path(_NAME, gate_and_value, FLOATS_ON_CPU):
+        y = swiglu_reference(packed)
+    elif torch.is_grad_enabled() and packed.requires_grad:
+        y = _SwiGLU.apply(packed)
+    else:
+        y = swiglu_forward(packed)
+    return y.to(gate_and_value.dtype)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_and_value: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_and_value)
-        return gate_forward(gate_and_value.contiguous())
+    def forward(ctx: Any, packed: Tensor) -> Tensor:
+        ctx.save_for_backward(packed)
+        y: Tensor = swiglu_forward(packed)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         refuse_second_derivative(_NAME)
-        (gate_and_value,) = ctx.saved_tensors
-        return gate_backward(gate_and_value.contiguous(), gradients[0].contiguous())
+        (packed,) = ctx.saved_tensors
+        gradient: Tensor = swiglu_backward(packed, gradients[0])
+        return gradient
+
+
+def _fake_forward(packed: Tensor) -> Tensor:
+    return packed.new_empty(*packed.shape[:-1], packed.shape[-1] // 2)
+
+
+def _sizes(packed: Tensor) -> tuple[int, int, int]:
+    return packed.numel() // packed.shape[-1], packed.shape[-1] // 2, packed.element_size()
+
+
+swiglu_forward = Kernel(
+    cpu.swiglu_forward,
+    "(Tensor packed) -> Tensor",
+    _fake_forward,
+    lambda packed: forward_cost(*_sizes(packed)),
+)
+swiglu_backward = Kernel(
+    cpu.swiglu_backward,
+    "(Tensor packed, Tensor dy) -> Tensor",
+    lambda packed, dy: packed.new_empty(packed.shape),
+    lambda packed, dy: backward_cost(*_sizes(packed)),
+)

@@ -7,6 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from verim.ops.compiled import compiled
 from verim.ops.vectors import (
     BYTES,
     LANES,
@@ -28,21 +29,23 @@ _FORWARD_NANOSECONDS, _BACKWARD_NANOSECONDS = 1.0, 1.5  # of one output, measure
 _ONE, _MINUS_LOG2_E = np.float32(1), np.float32(-LOG2_E)
 
 
-def gate_forward(packed: Tensor) -> Tensor:
-    """The output for a contiguous `packed` [..., 2 hidden]."""
+def swiglu_forward(packed: Tensor) -> Tensor:
+    """The output for `packed` [..., 2 hidden]. Float32, unchecked."""
+    packed = packed.contiguous()
     hidden = packed.shape[-1] // 2
-    y = torch.empty((*packed.shape[:-1], hidden), dtype=torch.float32)
+    y = torch.empty((*packed.shape[:-1], hidden), dtype=torch.float32, device="cpu")
     rows = y.numel() // hidden
     arguments = (packed.data_ptr(), y.data_ptr(), rows, hidden)
     run_tasks(_forward, -(-rows // _BLOCK), _FORWARD_NANOSECONDS * rows * hidden, 0, arguments)
     return y
 
 
-def gate_backward(packed: Tensor, dy: Tensor) -> Tensor:
-    """The packed gradient. All contiguous."""
+def swiglu_backward(packed: Tensor, dy: Tensor) -> Tensor:
+    """The packed gradient."""
+    packed, dy = packed.contiguous(), dy.contiguous()
     hidden = dy.shape[-1]
     rows = dy.numel() // hidden
-    gradient = torch.empty(packed.shape, dtype=torch.float32)
+    gradient = torch.empty(packed.shape, dtype=torch.float32, device="cpu")
     arguments = (packed.data_ptr(), dy.data_ptr(), gradient.data_ptr(), rows, hidden)
     run_tasks(_backward, -(-rows // _BLOCK), _BACKWARD_NANOSECONDS * rows * hidden, 0, arguments)
     return gradient
@@ -54,7 +57,7 @@ def _sigmoid(x: Any) -> Any:
     return divide(full(_ONE), add(full(_ONE), exp2(multiply(x, full(_MINUS_LOG2_E)))))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _forward(first: int, last: int, scratch: int, packed: int, y: int, rows: int, hidden: int) -> None:
     for row in range(first * _BLOCK, min(rows, last * _BLOCK)):
         gates, out = packed + 2 * row * hidden * BYTES, y + row * hidden * BYTES
@@ -66,7 +69,7 @@ def _forward(first: int, last: int, scratch: int, packed: int, y: int, rows: int
             store_lanes(out + place, count, multiply(silu, load_lanes(values + place, count)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _backward(first: int, last: int, scratch: int, packed: int, dy: int, gradient: int, rows: int, hidden: int) -> None:
     """dvalue = dy silu(gate), dgate = dy value s (1 + gate (1 - s)) with s the sigmoid of gate."""
     half = hidden * BYTES
