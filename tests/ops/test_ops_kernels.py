@@ -19,6 +19,8 @@ from verim.ops import (
     causal_conv1d,
     cross_entropy,
     linear_cross_entropy,
+    linear_recurrence,
+    prefix_sum,
     rms_norm,
     rotary,
     rotary_attention,
@@ -78,6 +80,21 @@ CASES = {
         lambda hidden, weight, targets: linear_cross_entropy(hidden, weight, targets, 3, softcap=4.0, reduction="none"),
         lambda: [normal(9, 20), normal(40, 20), torch.arange(9)],
         ("linear_cross_entropy_forward", "linear_cross_entropy_backward"),
+    ),
+    "linear_recurrence": Case(
+        linear_recurrence,
+        lambda: [normal(2, 9, 20).sigmoid(), normal(2, 9, 20)],
+        ("recurrence_forward", "recurrence_backward"),
+    ),
+    "linear_recurrence of one channel from a state": Case(
+        lambda *t: torch.cat([part.flatten() for part in linear_recurrence(*t, reverse=True, return_state=True)]),
+        lambda: [normal(1).sigmoid(), normal(2, 9, 1), normal(2, 1)],
+        ("recurrence_forward", "recurrence_backward"),
+    ),
+    "prefix_sum": Case(
+        functools.partial(prefix_sum, dim=0, exclusive=True),
+        lambda: [normal(2, 100, 100)],
+        ("prefix_sum_forward", "prefix_sum_forward"),
     ),
     "selective_scan": Case(
         selective_scan,

@@ -5,6 +5,8 @@ from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
 from verim.ops.linear_cross_entropy import linear_cross_entropy
+from verim.ops.linear_recurrence import linear_recurrence
+from verim.ops.prefix_sum import prefix_sum
 from verim.ops.rms_norm import rms_norm
 from verim.ops.rotary import rotary
 from verim.ops.scan import associative_scan
@@ -19,6 +21,8 @@ __all__ = [
     "cross_entropy",
     "force_backend",
     "linear_cross_entropy",
+    "linear_recurrence",
+    "prefix_sum",
     "rms_norm",
     "rotary",
     "rotary_attention",

@@ -1,0 +1,344 @@
+"""The prefix sum on the CPU: memory is read once and written once, by all threads.
+
+An axis that lies side by side in memory is scanned 16 entries at a time, across the lanes of a vector: four rounds
+of shift and add. An axis of rows is scanned by adding row after row to a row of running sums, in strips that stay in
+the first-level cache. Two to eight entries side by side (a last axis of 2, 4 or 8) share a vector: the rounds begin
+at their distance.
+
+Where there are too few rows or strips for the threads, the axis is cut into blocks that fit the second-level cache:
+a thread sums its block, hands the carry on (`verim.ops.chain`) and scans it. What is cut depends on the shape alone,
+so that the bits do not depend on the threads. Running sums are float64 for floats, int64 for integers.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from verim.ops.chain import draw_ticket, finish_streams, hand_on, wait_for
+from verim.ops.compiled import compiled
+from verim.ops.numbers import (
+    last_1,
+    last_2,
+    last_4,
+    last_8,
+    load_numbers,
+    moved_1,
+    moved_2,
+    moved_4,
+    moved_8,
+    plus,
+    reversed_numbers,
+    store_numbers,
+    stream_numbers,
+    zero,
+)
+from verim.ops.vectors import LANES
+from verim.ops.workers import run_tasks
+
+_MARKERS: dict[torch.dtype, Any] = {
+    torch.float32: np.float32(0),
+    torch.float64: np.float64(0),
+    torch.int64: np.int64(0),
+    torch.int32: np.int32(0),
+    torch.int16: np.int16(0),
+    torch.int8: np.int8(0),
+    torch.uint8: np.uint8(0),
+    torch.bool: np.bool_(False),
+}
+TYPES = tuple(_MARKERS)
+SUM = 8  # bytes of a running sum
+SUMS_ROW = LANES * SUM
+BLOCK = 1 << 14  # entries of a block: with its result, a part of the second-level cache
+STRIP = 512  # columns of a strip: rows of 2 kB, running sums of 4 kB
+CHAINS = 8  # with fewer rows or strips than this the axis is cut
+STREAMED = 1 << 24  # bytes of a result that goes past the caches, which would not hold it
+_NANOSECONDS = 0.1  # for a byte that is read or written
+
+
+@njit(nogil=True)
+def _across(value: Any, nothing: Any, width: int) -> Any:
+    """The running sums of a vector's lanes, over entries of `width` lanes."""
+    if width <= 1:
+        value = plus(value, moved_1(nothing, value))
+    if width <= 2:
+        value = plus(value, moved_2(nothing, value))
+    if width <= 4:
+        value = plus(value, moved_4(nothing, value))
+    return plus(value, moved_8(nothing, value))
+
+
+@njit(nogil=True)
+def _last(value: Any, width: int) -> Any:
+    """The last entry, `width` lanes, in all entries."""
+    if width == 1:
+        return last_1(value, value)
+    if width == 2:
+        return last_2(value, value)
+    if width == 4:
+        return last_4(value, value)
+    return last_8(value, value)
+
+
+@njit(nogil=True)
+def _shifted(value: Any, carry: Any, width: int) -> Any:
+    """Every entry in the place of the next one, the carry in the first place."""
+    if width == 1:
+        return moved_1(carry, value)
+    if width == 2:
+        return moved_2(carry, value)
+    if width == 4:
+        return moved_4(carry, value)
+    return moved_8(carry, value)
+
+
+@njit(nogil=True)
+def _sum_of_block(x: int, lanes: int, size: int, nothing: Any, width: int, memory: Any, sums: Any) -> Any:
+    """The sum of a block's entries, in all entries."""
+    total = other = nothing
+    pairs = lanes // (2 * LANES)
+    for _ in range(pairs):
+        total = plus(total, load_numbers(x, LANES, memory, sums))
+        other = plus(other, load_numbers(x + LANES * size, LANES, memory, sums))
+        x += 2 * LANES * size
+    for at in range(pairs * 2 * LANES, lanes, LANES):
+        total = plus(total, load_numbers(x, lanes - at, memory, sums))
+        x += LANES * size
+    return _last(_across(plus(total, other), nothing, width), width)
+
+
+@compiled
+def _along(
+    first: int,
+    last: int,
+    scratch: int,
+    tickets: int,
+    control: int,
+    carries: int,
+    rows: int,
+    together: int,
+    lanes: int,
+    width: int,
+    block: int,
+    x: int,
+    x_row: int,
+    x_size: int,
+    y: int,
+    y_size: int,
+    exclusive: int,
+    backwards: int,
+    streamed: int,
+    memory: Any,
+    result: Any,
+    sums: Any,
+) -> None:
+    """Compiled. Scans `rows` of `lanes` that lie side by side, in blocks; or `together` rows for a ticket, uncut.
+
+    `control`: the next ticket, then a flag for each ticket. The last three are markers of types.
+    """
+    nothing = zero(sums)
+    blocks = (lanes + block - 1) // block
+    while True:
+        ticket = draw_ticket(control)
+        if ticket >= tickets:
+            break
+        row, begin, count = ticket * together, 0, lanes
+        until = min(row + together, rows)
+        carry = nothing
+        if blocks > 1:
+            row = ticket // blocks
+            until = row + 1
+            begin = ticket % blocks * block
+            count = min(lanes - begin, block)
+            if backwards != 0:
+                begin = lanes - begin - count
+            added = nothing
+            if ticket % blocks < blocks - 1:
+                added = _sum_of_block(x + row * x_row + begin * x_size, count, x_size, nothing, width, memory, sums)
+                if backwards != 0:
+                    added = reversed_numbers(added, sums)
+            if ticket % blocks > 0:
+                wait_for(control + ticket * SUM)
+                carry = load_numbers(carries + ticket * SUMS_ROW, LANES, sums, sums)
+            if ticket % blocks < blocks - 1:
+                store_numbers(carries + (ticket + 1) * SUMS_ROW, LANES, plus(carry, added), sums)
+                hand_on(control + (ticket + 1) * SUM)
+        for r in range(row, until):
+            source, target = x + r * x_row + begin * x_size, y + (r * lanes + begin) * y_size
+            step = LANES
+            if backwards != 0:
+                step = -LANES
+                source += (count - LANES) * x_size
+                target += (count - LANES) * y_size
+            for _ in range(count // LANES):
+                value = load_numbers(source, LANES, memory, sums)
+                if backwards != 0:
+                    value = reversed_numbers(value, sums)
+                value = _across(value, nothing, width)
+                before = carry
+                carry = plus(before, _last(value, width))
+                value = plus(before, value)
+                if exclusive != 0:
+                    value = _shifted(value, before, width)
+                if backwards != 0:
+                    value = reversed_numbers(value, sums)
+                if streamed != 0:
+                    stream_numbers(target, value, result)
+                else:
+                    store_numbers(target, LANES, value, result)
+                source += step * x_size
+                target += step * y_size
+            rest = count % LANES
+            if rest > 0:
+                if backwards != 0:  # what is missing comes first, as zeros
+                    source += (LANES - rest) * x_size
+                    target += (LANES - rest) * y_size
+                value = load_numbers(source, rest, memory, sums)
+                if backwards != 0:
+                    value = reversed_numbers(value, sums)
+                value = plus(carry, _across(value, nothing, width))
+                if exclusive != 0:
+                    value = _shifted(value, carry, width)
+                if backwards != 0:
+                    value = reversed_numbers(value, sums)
+                store_numbers(target, rest, value, result)
+            carry = nothing
+    finish_streams()
+
+
+@compiled
+def _down(
+    first: int,
+    last: int,
+    scratch: int,
+    tickets: int,
+    control: int,
+    carries: int,
+    length: int,
+    columns: int,
+    block: int,
+    x: int,
+    x_outer: int,
+    x_row: int,
+    x_size: int,
+    y: int,
+    y_size: int,
+    exclusive: int,
+    backwards: int,
+    streamed: int,
+    memory: Any,
+    result: Any,
+    sums: Any,
+) -> None:
+    """Compiled. Scans [outer, length, columns] along its rows, in blocks of `block` rows and strips of columns."""
+    nothing = zero(sums)
+    strips = (columns + STRIP - 1) // STRIP
+    blocks = (length + block - 1) // block
+    local = scratch + STRIP * SUM
+    while True:
+        ticket = draw_ticket(control)
+        if ticket >= tickets:
+            break
+        strip, index, outer = ticket % strips, ticket // strips % blocks, ticket // (strips * blocks)
+        column = strip * STRIP
+        count = min(columns - column, STRIP)
+        begin = index * block
+        steps = min(length - begin, block)
+        source_step, target_step = x_row, columns * y_size
+        if backwards != 0:
+            begin = length - 1 - begin
+            source_step, target_step = -source_step, -target_step
+        start = x + outer * x_outer + begin * x_row + column * x_size
+        target = y + ((outer * length + begin) * columns + column) * y_size
+        for c in range(0, count, LANES):
+            store_numbers(scratch + c * SUM, LANES, nothing, sums)
+        if index < blocks - 1:
+            for c in range(0, count, LANES):
+                store_numbers(local + c * SUM, LANES, nothing, sums)
+            source = start
+            for _ in range(steps):
+                for c in range(0, count, LANES):
+                    value = load_numbers(source + c * x_size, count - c, memory, sums)
+                    value = plus(load_numbers(local + c * SUM, LANES, sums, sums), value)
+                    store_numbers(local + c * SUM, LANES, value, sums)
+                source += source_step
+        if index > 0:
+            wait_for(control + ticket * SUM)
+            for c in range(0, count, LANES):
+                carry = load_numbers(carries + (ticket * STRIP + c) * SUM, LANES, sums, sums)
+                store_numbers(scratch + c * SUM, LANES, carry, sums)
+        if index < blocks - 1:
+            following = ticket + strips
+            for c in range(0, count, LANES):
+                value = load_numbers(scratch + c * SUM, LANES, sums, sums)
+                value = plus(value, load_numbers(local + c * SUM, LANES, sums, sums))
+                store_numbers(carries + (following * STRIP + c) * SUM, LANES, value, sums)
+            hand_on(control + following * SUM)
+        source = start
+        for _ in range(steps):
+            for c in range(0, count, LANES):
+                before = load_numbers(scratch + c * SUM, LANES, sums, sums)
+                value = plus(before, load_numbers(source + c * x_size, count - c, memory, sums))
+                store_numbers(scratch + c * SUM, LANES, value, sums)
+                if exclusive != 0:
+                    value = before
+                if streamed != 0 and count - c >= LANES:
+                    stream_numbers(target + c * y_size, value, result)
+                else:
+                    store_numbers(target + c * y_size, count - c, value, result)
+            source += source_step
+            target += target_step
+    finish_streams()
+
+
+def prefix_sum_forward(x: Tensor, dim: int, exclusive: bool, reverse: bool) -> Tensor:
+    """The running sums of `x`, which has an axis `dim` (not negative) and one of `TYPES`. Unchecked."""
+    result = x.dtype if x.is_floating_point() else torch.int64
+    y = torch.empty(x.shape, dtype=result, device="cpu")
+    if y.numel() == 0:
+        return y
+    length, inner = x.shape[dim], math.prod(x.shape[dim + 1 :])
+    outer = y.numel() // (length * inner)
+    x = x.resolve_neg().reshape(outer, length, inner)
+    side_by_side = inner in (1, 2, 4, 8)
+    geometry: tuple[int, ...]
+    if x.stride(2) != 1 or (side_by_side and x.stride(1) != inner):
+        x = x.contiguous()
+    x_size, y_size = x.element_size(), y.element_size()
+    markers = _MARKERS[x.dtype], _MARKERS[result], np.float64(0) if x.is_floating_point() else np.int64(0)
+    how = int(exclusive), int(reverse), int(y.numel() * y_size >= STREAMED and length * inner * y_size % 64 == 0)
+    if side_by_side:
+        lanes = length * inner
+        block, together = (BLOCK, 1) if outer < CHAINS and lanes > BLOCK else (lanes, max(1, BLOCK // lanes))
+        tickets = -(-outer // together) * -(-lanes // block)
+        carries = LANES if block < lanes else 0
+        geometry = (outer, together, lanes, inner, block, x.data_ptr(), x.stride(0) * x_size)
+        kernel = _along
+    else:
+        strips = -(-inner // STRIP)
+        fits = max(1, BLOCK // min(inner, STRIP))
+        block = fits if outer * strips < CHAINS and length > fits else length
+        tickets = outer * strips * -(-length // block)
+        carries = STRIP if block < length else 0
+        geometry = (length, inner, block, x.data_ptr(), x.stride(0) * x_size, x.stride(1) * x_size)
+        kernel = _down
+    control = torch.zeros(tickets + 1, dtype=torch.int64, device="cpu")
+    handed = torch.empty(tickets * carries, dtype=torch.int64, device="cpu")
+    arguments: tuple[Any, ...] = (
+        tickets,
+        control.data_ptr(),
+        handed.data_ptr(),
+        *geometry,
+        x_size,
+        y.data_ptr(),
+        y_size,
+        *how,
+        *markers,
+    )
+    work = _NANOSECONDS * y.numel() * (x_size + y_size)
+    threads = min(tickets, torch.get_num_threads())
+    run_tasks(kernel, threads, work, 2 * STRIP * SUM // 4, arguments)
+    return y
