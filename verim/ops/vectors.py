@@ -178,17 +178,22 @@ def full(typing: Any, scalar: Any) -> Any:
     return vector(types.float32), generate
 
 
-@intrinsic
-def prefetch(typing: Any, address: Any) -> Any:
-    """Asks for the cache line at `address`, which need not be valid memory."""
+def _prefetch(written: bool, meaning: str) -> Any:
+    def prefetch(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+            use, keep, data = ir.Constant(_INT, int(written)), ir.Constant(_INT, 3), ir.Constant(_INT, 1)
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, use, keep, data)
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        read, keep, data = ir.Constant(_INT, 0), ir.Constant(_INT, 3), ir.Constant(_INT, 1)
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep, data)
-        return context.get_dummy_value()
+        return types.void(types.int64), generate
 
-    return types.void(types.int64), generate
+    prefetch.__doc__ = meaning
+    return intrinsic(prefetch)
+
+
+prefetch = _prefetch(False, "Asks for the cache line at `address`, which need not be valid memory.")
+prefetch_to_write = _prefetch(True, "The same for a line that will be written.")
 
 
 def _arithmetic(instruction: str) -> Callable[..., Any]:

@@ -136,16 +136,21 @@ def _fake_backward(k: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return dk, dv, k.new_empty(channels), k.new_empty(channels), k.new_empty(batch, 3, channels)
 
 
+def _sizes(k: Tensor) -> tuple[int, int, int, int]:
+    batch, length, channels = k.shape
+    return batch, length, channels, k.element_size()
+
+
 wkv_forward = Kernel(
     cpu.wkv_forward,
     "(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, bool keep) -> (Tensor, Tensor, Tensor)",
     _fake_forward,
-    lambda k, *others: forward_cost(*k.shape, k.element_size()),
+    lambda k, *others: forward_cost(*_sizes(k)),
 )
 wkv_backward = Kernel(
     cpu.wkv_backward,
     "(Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor dy, Tensor? dfinal)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_backward,
-    lambda k, *others: backward_cost(*k.shape, k.element_size()),
+    lambda k, *others: backward_cost(*_sizes(k)),
 )

@@ -1,17 +1,21 @@
 """The weighted key-value on the CPU: 16 channels to a vector, one step of time after the other.
 
-What limits it is memory, so rows are read as they lie: a task is one batch row and a band of channels, which it walks
-side by side, their states in the first-level cache. That also hides that each step waits for the one before.
-Every `INTERVAL` steps the state is kept (a checkpoint). The backward pass goes back through the intervals, recomputes
-the states of one from its checkpoint, and walks them in reverse.
+Rows are read as they lie in memory: a task is one batch row and a band of channels, which it walks side by side, their
+states in the first-level cache. That also hides that each step waits for the one before. Every `INTERVAL` steps the
+state is kept (a checkpoint). The backward pass goes back through the intervals, recomputes the states of one from its
+checkpoint, and walks them in reverse.
 
 With numerator a and denominator b divided by e^m, m the largest weight's logarithm, a step is
 
-    y = (p a + q v) / (p b + q)          p = e^(m - M), q = e^(u + k - M), M = max(m, u + k)
     a' = r a + s v, b' = r b + s         r = e^(m - w - m'), s = e^(k - m'), m' = max(m - w, k)
+    y = (p a + q v) / (p b + q)          p / q = e^(m - u - k)
 
-where of p and q one is 1, of r and s too, so that a step takes two exponentials. What the state stands for does not
-depend on m, so the gradients are those at fixed m. With g = dy / (p b + q), and A, B the gradients of a', b':
+Of r and s one is 1, so both take one exponential, and as y does not change when p and q are multiplied by one number,
+p = r and q = e^(u - w) s will do, with no exponential of their own. Only where u and w lie so far apart that these
+could overflow, or vanish together, q and p are computed as r and s are (`apart`).
+
+What the state stands for does not depend on m, so the gradients are those at fixed m. With g = dy / (p b + q), and
+A, B the gradients of a', b':
 
     dk = q g (v - y) + s (v A + B)       du = sum of q g (v - y)
     dv = q g + s A                       dw = - sum of r (a A + b B)
@@ -29,7 +33,7 @@ from numba import njit
 from torch import Tensor
 
 from verim.ops.compiled import compiled
-from verim.ops.lanes import maximum, minus_absolute, where_positive
+from verim.ops.lanes import largest_lane, maximum, minus_absolute, where_positive
 from verim.ops.memory import address_of, place_of, rows_of
 from verim.ops.vectors import (
     BYTES,
@@ -45,6 +49,7 @@ from verim.ops.vectors import (
     multiply,
     multiply_add,
     prefetch,
+    prefetch_to_write,
     store,
     store_lanes,
     subtract,
@@ -52,16 +57,20 @@ from verim.ops.vectors import (
 from verim.ops.wkv.reference import LOWEST
 from verim.ops.workers import run_tasks
 
-INTERVAL = 32  # steps between checkpoints
+INTERVAL = 16  # steps between checkpoints
 AHEAD = 8  # steps: rows lie far apart, so the hardware does not foresee the next one
-TASKS = 8  # wanted, so that threads end together
-NARROWEST, WIDEST = 8, 32  # vectors of a band: narrower ones are no stream to the memory, wider ones no cache's worth
+WRITTEN_AHEAD = 4  # steps, backwards
+TASKS = 4  # wanted; more would end together more evenly, but whole rows are what memory gives fastest
+NARROWEST, WIDEST = 8, 64  # vectors of a band: narrower ones are no stream to the memory, wider ones no cache's worth
 
-# What is kept of 16 channels, as vectors that lie side by side.
-ENTRY, DECAY, BONUS, ABOVE, BELOW, LARGEST = 5 * ROW, 0 * ROW, 1 * ROW, 2 * ROW, 3 * ROW, 4 * ROW  # w, u, a, b, m
+APART = 32.0  # where |u - w| is more: e^32 away from 1, and from what a float32 can hold
+
+# What is kept of 16 channels, as vectors that lie side by side: w, u or e^(u - w), a, b, m.
+ENTRY, DECAY, BONUS, ABOVE, BELOW, LARGEST = 5 * ROW, 0 * ROW, 1 * ROW, 2 * ROW, 3 * ROW, 4 * ROW
 BACK, TO_ABOVE, TO_BELOW, TO_LARGEST, TO_W, TO_U = 5 * ROW, 0 * ROW, 1 * ROW, 2 * ROW, 3 * ROW, 4 * ROW
-# The same at one step: the state before it, and r and s.
-RECORD, OLD, NEW = 5 * ROW, 0 * ROW, 1 * ROW
+# The same at one step: r, s, r a, r b; and where they are not the same, p, q, p a, p b.
+RECORD, OLD, NEW, OLD_ABOVE, OLD_BELOW = 4 * ROW, 0 * ROW, 1 * ROW, 2 * ROW, 3 * ROW
+APART_RECORD, PAST, PRESENT, PAST_ABOVE, PAST_BELOW = 8 * ROW, 4 * ROW, 5 * ROW, 6 * ROW, 7 * ROW
 
 _FORWARD_NANOSECONDS, _BACKWARD_NANOSECONDS = 10.0, 25.0  # for 16 channels and one step
 
@@ -80,10 +89,31 @@ def _load_key(address: int, count: int) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def _begin(entry: int, channel: int, count: int, w: int, u: int, state: int, row: int) -> None:
-    """The parameters and the first state of 16 channels; `state` is the address of their numerator, or 0."""
-    store(entry + DECAY, load_lanes(w + channel * BYTES, count))
-    store(entry + BONUS, load_lanes(u + channel * BYTES, count))
+def _are_apart(w: int, u: int, channel: int, width: int) -> bool:
+    """Whether u and w are, in any of the channels."""
+    largest = full(np.float32(0))
+    for first in range(channel, channel + width, LANES):
+        count = min(channel + width - first, LANES)
+        difference = subtract(load_lanes(u + first * BYTES, count), load_lanes(w + first * BYTES, count))
+        largest = maximum(largest, maximum(difference, subtract(full(np.float32(0)), difference)))
+    return bool(largest_lane(largest) > APART)
+
+
+@njit(nogil=True, error_model="numpy")
+def _begin(entry: int, count: int, w: int, u: int, apart: bool) -> None:
+    """The parameters of 16 channels, at the addresses `w` and `u`."""
+    decay, bonus = load_lanes(w, count), load_lanes(u, count)
+    store(entry + DECAY, decay)
+    if apart:
+        store(entry + BONUS, bonus)
+    else:
+        difference = subtract(bonus, decay)
+        store(entry + BONUS, exp2(multiply(difference, full(np.float32(LOG2_E)))))
+
+
+@njit(nogil=True, error_model="numpy")
+def _read_state(entry: int, count: int, state: int, row: int) -> None:
+    """`state` is the address of the numerator, the other two are a `row` further each; 0 is the empty state."""
     if state == 0:
         store(entry + ABOVE, full(np.float32(0)))
         store(entry + BELOW, full(np.float32(0)))
@@ -105,18 +135,42 @@ def _write_state(entry: int, count: int, state: int, row: int) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def _step(entry: int, k: int, v: int, y: int, count: int) -> None:
-    """One step of 16 channels: writes y, updates the state in `entry`."""
-    key, value = _load_key(k, count), load_lanes(v, count)
+def _advance(entry: int, key: Any, value: Any, apart: bool) -> Any:
+    """One step of the state in `entry`; r, s, r a, r b, and p, q, p a, p b."""
     above, below, largest = load(entry + ABOVE), load(entry + BELOW), load(entry + LARGEST)
-    past, present = _weights(subtract(largest, add(key, load(entry + BONUS))))
-    numerator = multiply_add(past, above, multiply(present, value))
-    store_lanes(y, count, divide(numerator, multiply_add(past, below, present)))
     decayed = subtract(largest, load(entry + DECAY))
     old, new = _weights(subtract(decayed, key))
-    store(entry + ABOVE, multiply_add(old, above, multiply(new, value)))
-    store(entry + BELOW, multiply_add(old, below, new))
+    old_above, old_below = multiply(old, above), multiply(old, below)
+    store(entry + ABOVE, multiply_add(new, value, old_above))
+    store(entry + BELOW, add(old_below, new))
     store(entry + LARGEST, maximum(decayed, key))
+    if apart:
+        past, present = _weights(subtract(largest, add(key, load(entry + BONUS))))
+        return old, new, old_above, old_below, past, present, multiply(past, above), multiply(past, below)
+    return old, new, old_above, old_below, old, multiply(new, load(entry + BONUS)), old_above, old_below
+
+
+@njit(nogil=True, error_model="numpy")
+def _step(entry: int, k: int, v: int, y: int, count: int, apart: bool) -> None:
+    """One step of 16 channels: writes y, updates the state in `entry`."""
+    value = load_lanes(v, count)
+    _, _, _, _, _, present, past_above, past_below = _advance(entry, _load_key(k, count), value, apart)
+    store_lanes(y, count, divide(multiply_add(present, value, past_above), add(past_below, present)))
+
+
+@njit(nogil=True, error_model="numpy")
+def _step_row(
+    entries: int, k: int, k_time: int, v: int, v_time: int, y: int, whole: int, rest: int, apart: bool
+) -> None:
+    """One step of a band: `whole` vectors, and one with `rest` channels if that is not 0."""
+    for block in range(whole):
+        at = block * ROW
+        prefetch(k + AHEAD * k_time + at)
+        prefetch(v + AHEAD * v_time + at)
+        _step(entries + block * ENTRY, k + at, v + at, y + at, LANES, apart)
+    if rest > 0:
+        at = whole * ROW
+        _step(entries + whole * ENTRY, k + at, v + at, y + at, rest, apart)
 
 
 @compiled
@@ -148,86 +202,90 @@ def _forward(
         batch, channel = task // bands, task % bands * band_blocks * LANES
         width = min(channels - channel, band_blocks * LANES)
         whole, rest = width // LANES, width % LANES
+        blocks = whole + (rest > 0)
         offset = channel * BYTES
-        for block in range(whole + (rest > 0)):
+        apart = _are_apart(w, u, channel, width)
+        for block in range(blocks):
             at = offset + block * ROW
             count = min(width - block * LANES, LANES)
-            given = 0 if state == 0 else state + batch * 3 * row + at
-            _begin(scratch + block * ENTRY, channel + block * LANES, count, w, u, given, row)
+            _begin(scratch + block * ENTRY, count, w + at, u + at, apart)
+            _read_state(scratch + block * ENTRY, count, 0 if state == 0 else state + batch * 3 * row + at, row)
         k_row, v_row = k + batch * k_batch + offset, v + batch * v_batch + offset
         y_row = y + batch * length * row + offset
         for t in range(length):
             if checkpoints != 0 and t % INTERVAL == 0:
                 kept = checkpoints + (batch * intervals + t // INTERVAL) * 3 * row + offset
-                for block in range(whole + (rest > 0)):
-                    count = min(width - block * LANES, LANES)
-                    _write_state(scratch + block * ENTRY, count, kept + block * ROW, row)
-            for block in range(whole):
-                at = block * ROW
-                prefetch(k_row + AHEAD * k_time + at)
-                prefetch(v_row + AHEAD * v_time + at)
-                _step(scratch + block * ENTRY, k_row + at, v_row + at, y_row + at, LANES)
-            if rest > 0:
-                at = whole * ROW
-                _step(scratch + whole * ENTRY, k_row + at, v_row + at, y_row + at, rest)
+                for block in range(blocks):
+                    _write_state(scratch + block * ENTRY, min(width - block * LANES, LANES), kept + block * ROW, row)
+            if apart:
+                _step_row(scratch, k_row, k_time, v_row, v_time, y_row, whole, rest, True)
+            else:
+                _step_row(scratch, k_row, k_time, v_row, v_time, y_row, whole, rest, False)
             k_row += k_time
             v_row += v_time
             y_row += row
-        for block in range(whole + (rest > 0)):
+        for block in range(blocks):
             count = min(width - block * LANES, LANES)
             _write_state(scratch + block * ENTRY, count, final + batch * 3 * row + offset + block * ROW, row)
 
 
 @njit(nogil=True, error_model="numpy")
-def _recompute(entry: int, record: int, k: int, v: int, count: int) -> None:
-    """One step of 16 channels again: keeps the state before it, r and s in `record`, updates the state."""
-    key, value = _load_key(k, count), load_lanes(v, count)
-    above, below, largest = load(entry + ABOVE), load(entry + BELOW), load(entry + LARGEST)
-    store(record + ABOVE, above)
-    store(record + BELOW, below)
-    store(record + LARGEST, largest)
-    decayed = subtract(largest, load(entry + DECAY))
-    old, new = _weights(subtract(decayed, key))
+def _recompute(entry: int, record: int, k: int, v: int, count: int, apart: bool) -> None:
+    """One step of 16 channels again: keeps in `record` what the way back needs, updates the state in `entry`."""
+    old, new, old_above, old_below, past, present, past_above, past_below = _advance(
+        entry, _load_key(k, count), load_lanes(v, count), apart
+    )
     store(record + OLD, old)
     store(record + NEW, new)
-    store(entry + ABOVE, multiply_add(old, above, multiply(new, value)))
-    store(entry + BELOW, multiply_add(old, below, new))
-    store(entry + LARGEST, maximum(decayed, key))
+    store(record + OLD_ABOVE, old_above)
+    store(record + OLD_BELOW, old_below)
+    if apart:
+        store(record + PAST, past)
+        store(record + PRESENT, present)
+        store(record + PAST_ABOVE, past_above)
+        store(record + PAST_BELOW, past_below)
 
 
 @njit(nogil=True, error_model="numpy")
-def _step_back(entry: int, back: int, record: int, k: int, v: int, dy: int, dk: int, dv: int, count: int) -> None:
+def _step_back(entry: int, back: int, record: int, v: int, dy: int, dk: int, dv: int, count: int, apart: bool) -> None:
     """One step of 16 channels backwards: writes dk and dv, updates the state's gradients and the sums in `back`."""
-    key, value = _load_key(k, count), load_lanes(v, count)
-    above, below, largest = load(record + ABOVE), load(record + BELOW), load(record + LARGEST)
-    past, present = _weights(subtract(largest, add(key, load(entry + BONUS))))
-    inverse = divide(full(np.float32(1)), multiply_add(past, below, present))
-    y = multiply(multiply_add(past, above, multiply(present, value)), inverse)
+    old, new, old_above, old_below = (
+        load(record + OLD),
+        load(record + NEW),
+        load(record + OLD_ABOVE),
+        load(record + OLD_BELOW),
+    )
+    past, present, past_above, past_below = old, multiply(new, load(entry + BONUS)), old_above, old_below
+    if apart:
+        past, present = load(record + PAST), load(record + PRESENT)
+        past_above, past_below = load(record + PAST_ABOVE), load(record + PAST_BELOW)
+    value = load_lanes(v, count)
+    inverse = divide(full(np.float32(1)), add(past_below, present))
+    y = multiply(multiply_add(present, value, past_above), inverse)
     g = multiply(load_lanes(dy, count), inverse)
     to_present = multiply(present, g)
     to_key = multiply(to_present, subtract(value, y))
     store(back + TO_U, add(load(back + TO_U), to_key))
     to_above, to_below = load(back + TO_ABOVE), load(back + TO_BELOW)
-    old, new = load(record + OLD), load(record + NEW)
     store_lanes(dv, count, multiply_add(new, to_above, to_present))
     store_lanes(dk, count, multiply_add(new, multiply_add(value, to_above, to_below), to_key))
-    through_decay = multiply_add(above, to_above, multiply(below, to_below))
-    store(back + TO_W, subtract(load(back + TO_W), multiply(old, through_decay)))
+    through_decay = multiply_add(old_above, to_above, load(back + TO_W))
+    store(back + TO_W, multiply_add(old_below, to_below, through_decay))
     to_past = multiply(past, g)
     store(back + TO_ABOVE, multiply_add(old, to_above, to_past))
     store(back + TO_BELOW, subtract(multiply(old, to_below), multiply(to_past, y)))
 
 
 @njit(nogil=True, error_model="numpy")
-def _follow_largest(entry: int, back: int, record: int, k: int, dk: int, count: int) -> None:
-    """The gradient of m goes to what m was taken from: k, or the m before, and then to w."""
+def _follow_largest(back: int, record: int, dk: int, count: int) -> None:
+    """The gradient of m goes to what m was taken from: k, or the m before (which s < 1 tells), and then to w."""
     zero = full(np.float32(0))
-    kept = subtract(subtract(load(record + LARGEST), load(entry + DECAY)), _load_key(k, count))
+    kept = subtract(full(np.float32(1)), load(record + NEW))
     gradient = load(back + TO_LARGEST)
     store_lanes(dk, count, add(load_lanes(dk, count), where_positive(kept, zero, gradient)))
     gradient = where_positive(kept, gradient, zero)
     store(back + TO_LARGEST, gradient)
-    store(back + TO_W, subtract(load(back + TO_W), gradient))
+    store(back + TO_W, add(load(back + TO_W), gradient))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -244,6 +302,58 @@ def _end(entry: int, back: int, count: int, dfinal: int, row: int) -> None:
     store(back + TO_LARGEST, to_largest)
     store(back + TO_W, zero)
     store(back + TO_U, zero)
+
+
+@njit(nogil=True, error_model="numpy")
+def _recompute_row(
+    entries: int,
+    records: int,
+    size: int,
+    k: int,
+    k_time: int,
+    v: int,
+    v_time: int,
+    dy: int,
+    whole: int,
+    rest: int,
+    apart: bool,
+) -> None:
+    """One step of a band again; `size` is that of a vector's record."""
+    for block in range(whole):
+        at = block * ROW
+        prefetch(k + AHEAD * k_time + at)
+        prefetch(v + AHEAD * v_time + at)
+        prefetch(dy + at)
+        _recompute(entries + block * ENTRY, records + block * size, k + at, v + at, LANES, apart)
+    if rest > 0:
+        at = whole * ROW
+        _recompute(entries + whole * ENTRY, records + whole * size, k + at, v + at, rest, apart)
+
+
+@njit(nogil=True, error_model="numpy")
+def _step_row_back(
+    entries: int,
+    backs: int,
+    records: int,
+    size: int,
+    v: int,
+    dy: int,
+    dk: int,
+    dv: int,
+    row: int,
+    whole: int,
+    rest: int,
+    apart: bool,
+) -> None:
+    """One step of a band backwards."""
+    for block in range(whole):
+        at, entry, back = block * ROW, entries + block * ENTRY, backs + block * BACK
+        prefetch_to_write(dk + at - WRITTEN_AHEAD * row)
+        prefetch_to_write(dv + at - WRITTEN_AHEAD * row)
+        _step_back(entry, back, records + block * size, v + at, dy + at, dk + at, dv + at, LANES, apart)
+    if rest > 0:
+        at, entry, back = whole * ROW, entries + whole * ENTRY, backs + whole * BACK
+        _step_back(entry, back, records + whole * size, v + at, dy + at, dk + at, dv + at, rest, apart)
 
 
 @compiled
@@ -277,97 +387,76 @@ def _backward(
     """Compiled. Tensors are addresses (0 for None); `_batch` and `_time` are strides in bytes. The length is not 0."""
     row = channels * BYTES
     intervals = (length + INTERVAL - 1) // INTERVAL
+    zero = full(np.float32(0))
     backs = scratch + band_blocks * ENTRY
     records = backs + band_blocks * BACK
-    size = band_blocks * RECORD
     for task in range(first, last):
         batch, channel = task // bands, task % bands * band_blocks * LANES
         width = min(channels - channel, band_blocks * LANES)
         whole, rest = width // LANES, width % LANES
         blocks = whole + (rest > 0)
         offset = channel * BYTES
+        apart = _are_apart(w, u, channel, width)
+        size = APART_RECORD if apart else RECORD
+        for block in range(blocks):
+            at = offset + block * ROW
+            _begin(scratch + block * ENTRY, min(width - block * LANES, LANES), w + at, u + at, apart)
         for back in range(intervals):
             start = (intervals - 1 - back) * INTERVAL
             steps = min(INTERVAL, length - start)
             kept = checkpoints + (batch * intervals + intervals - 1 - back) * 3 * row + offset
             for block in range(blocks):
-                count = min(width - block * LANES, LANES)
-                _begin(scratch + block * ENTRY, channel + block * LANES, count, w, u, kept + block * ROW, row)
+                _read_state(scratch + block * ENTRY, min(width - block * LANES, LANES), kept + block * ROW, row)
             k_row = k + batch * k_batch + start * k_time + offset
             v_row = v + batch * v_batch + start * v_time + offset
             dy_row = dy + batch * dy_batch + start * dy_time + offset
             record = records
             for _ in range(steps):
-                for block in range(whole):
-                    at = block * ROW
-                    prefetch(k_row + AHEAD * k_time + at)
-                    prefetch(v_row + AHEAD * v_time + at)
-                    prefetch(dy_row + at)
-                    _recompute(scratch + block * ENTRY, record + block * RECORD, k_row + at, v_row + at, LANES)
-                if rest > 0:
-                    at = whole * ROW
-                    _recompute(scratch + whole * ENTRY, record + whole * RECORD, k_row + at, v_row + at, rest)
+                if apart:
+                    _recompute_row(scratch, record, size, k_row, k_time, v_row, v_time, dy_row, whole, rest, True)
+                else:
+                    _recompute_row(scratch, record, size, k_row, k_time, v_row, v_time, dy_row, whole, rest, False)
                 k_row += k_time
                 v_row += v_time
                 dy_row += dy_time
-                record += size
+                record += band_blocks * size
             if back == 0:
                 for block in range(blocks):
-                    count = min(width - block * LANES, LANES)
                     given = 0 if dfinal == 0 else dfinal + batch * 3 * row + offset + block * ROW
+                    count = min(width - block * LANES, LANES)
                     _end(scratch + block * ENTRY, backs + block * BACK, count, given, row)
             out = (batch * length + start + steps) * row + offset
             for _ in range(steps):
-                k_row -= k_time
                 v_row -= v_time
                 dy_row -= dy_time
-                record -= size
+                record -= band_blocks * size
                 out -= row
-                for block in range(whole):
-                    at = block * ROW
-                    _step_back(
-                        scratch + block * ENTRY,
-                        backs + block * BACK,
-                        record + block * RECORD,
-                        k_row + at,
-                        v_row + at,
-                        dy_row + at,
-                        dk + out + at,
-                        dv + out + at,
-                        LANES,
+                if apart:
+                    _step_row_back(
+                        scratch, backs, record, size, v_row, dy_row, dk + out, dv + out, row, whole, rest, True
                     )
-                if rest > 0:
-                    at = whole * ROW
-                    _step_back(
-                        scratch + whole * ENTRY,
-                        backs + whole * BACK,
-                        record + whole * RECORD,
-                        k_row + at,
-                        v_row + at,
-                        dy_row + at,
-                        dk + out + at,
-                        dv + out + at,
-                        rest,
+                else:
+                    _step_row_back(
+                        scratch, backs, record, size, v_row, dy_row, dk + out, dv + out, row, whole, rest, False
                     )
                 if dfinal != 0:
                     for block in range(blocks):
-                        at = block * ROW
                         count = min(width - block * LANES, LANES)
-                        entry, last_record = scratch + block * ENTRY, record + block * RECORD
-                        _follow_largest(entry, backs + block * BACK, last_record, k_row + at, dk + out + at, count)
+                        _follow_largest(backs + block * BACK, record + block * size, dk + out + block * ROW, count)
         for block in range(blocks):
-            entry, back_entry = scratch + block * ENTRY, backs + block * BACK
+            entry = backs + block * BACK
             at = offset + block * ROW
             count = min(width - block * LANES, LANES)
-            to_above, to_below = load(back_entry + TO_ABOVE), load(back_entry + TO_BELOW)
-            above, below = load(records + block * RECORD + ABOVE), load(records + block * RECORD + BELOW)
-            inside = multiply_add(to_above, above, multiply(to_below, below))
+            first_state = checkpoints + batch * intervals * 3 * row + at
+            to_above, to_below = load(entry + TO_ABOVE), load(entry + TO_BELOW)
+            inside = multiply(to_below, load_lanes(first_state + row, count))
+            inside = multiply_add(to_above, load_lanes(first_state, count), inside)
             here = dstate + batch * 3 * row + at
             store_lanes(here, count, to_above)
             store_lanes(here + row, count, to_below)
-            store_lanes(here + 2 * row, count, add(inside, load(back_entry + TO_LARGEST)))
-            store_lanes(dw + batch * row + at, count, load(back_entry + TO_W))
-            store_lanes(du + batch * row + at, count, load(back_entry + TO_U))
+            store_lanes(here + 2 * row, count, add(inside, load(entry + TO_LARGEST)))
+            store_lanes(dw + batch * row + at, count, subtract(zero, load(entry + TO_W)))
+            store_lanes(du + batch * row + at, count, load(entry + TO_U))
 
 
 def wkv_forward(
@@ -405,7 +494,7 @@ def wkv_backward(
     dk, dv = (torch.empty(batch, length, channels, dtype=torch.float32, device="cpu") for _ in range(2))
     dw, du = (torch.empty(batch, channels, dtype=torch.float32, device="cpu") for _ in range(2))
     dstate = torch.empty(batch, 3, channels, dtype=torch.float32, device="cpu")
-    scratch = band_blocks * (ENTRY + BACK + min(INTERVAL, length) * RECORD)
+    scratch = band_blocks * (ENTRY + BACK + min(INTERVAL, length) * APART_RECORD)
     arguments: tuple[int, ...] = (length, channels, bands, band_blocks, *place_of(k), *place_of(v))
     arguments += (w.data_ptr(), u.data_ptr(), checkpoints.data_ptr(), *place_of(dy), address_of(dfinal))
     arguments += tuple(tensor.data_ptr() for tensor in (dk, dv, dw, du, dstate))
