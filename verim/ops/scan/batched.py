@@ -12,8 +12,8 @@ from verim.ops.scan.structures import Apply, Leaves
 
 # What `chunked` goes by, in numbers of a tensor; measured in docs/LOG.md. A call of `combine` costs some microseconds
 # whatever it gets, so few entries want few calls. From GRAIN on more entries a call gain nothing, and what one call
-# writes the next should find in the cache. Where fewer than NARROW numbers lie beside each other (a cache line), a
-# slice reads whole lines for a part of each, so every place of a chunk reads the same lines again.
+# writes the next should find in the cache. Where fewer than NARROW numbers lie beside each other (a cache line), every
+# place of a chunk reads the same lines again: pairs read them the least often.
 SMALL = 2**14
 GRAIN = 2**17
 NARROW = 16
@@ -67,9 +67,9 @@ def chunk_length(length: int, entries: int, row: int) -> int:
     """
     if entries < SMALL or length < 2:
         return 1
-    wanted = min(max(entries // GRAIN, 2), length)
     if row < NARROW:
-        wanted = min(wanted, 8)
+        return 2
+    wanted = min(max(entries // GRAIN, 2), length)
     if wanted == length:
         return length
     return next((size for size in range(wanted, min(2 * wanted, length)) if length % size == 0), wanted)
