@@ -62,7 +62,7 @@ class Kernel:
     def __call__(self, *arguments: Any) -> Any:
         if is_traced():
             return self.operator(*arguments)
-        return self.on(arguments[0].device.type)(*arguments)
+        return self.on("cuda" if arguments[0].is_cuda else "cpu")(*arguments)
 
     def on(self, device: str) -> Callable[..., Any]:
         """The function for tensors on `device`, "cpu" or "cuda"."""

@@ -14,7 +14,7 @@ from verim.ops.causal_conv1d.cost import backward_cost, forward_cost
 from verim.ops.causal_conv1d.reference import causal_conv1d_reference
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
-from verim.ops.precision import widen
+from verim.ops.precision import narrow, widen
 
 _NAME = "causal_conv1d"
 Sequence = Float[Tensor, "batch length channels"]
@@ -84,7 +84,7 @@ def causal_conv1d(
         y, final = _CausalConvolution.apply(*tensors, activation)
     else:
         y, final = convolution_forward(*tensors, activation)
-    y = y.to(x.dtype)
+    y = narrow(y, x)
     return (y, final) if return_state else y
 
 

@@ -13,7 +13,6 @@ To dx belongs the gradient of the final state too, which is the inputs from p = 
 from typing import Any
 
 import numpy as np
-import torch
 from numba import njit
 from torch import Tensor
 
@@ -205,8 +204,8 @@ def convolution_forward(
     initial = None if initial is None else initial.contiguous()
     batch, length, channels = x.shape
     kernel = weight.shape[0]
-    y = torch.empty(batch, length, channels, dtype=torch.float32, device="cpu")
-    final = torch.empty(batch, kernel - 1, channels, dtype=torch.float32, device="cpu")
+    y = x.new_empty(batch, length, channels)
+    final = x.new_empty(batch, kernel - 1, channels)
     arguments: tuple[int, ...] = (
         batch,
         length,
@@ -241,10 +240,10 @@ def convolution_backward(
     batch, length, channels = x.shape
     kernel = weight.shape[0]
     places = 1 << (kernel - 1).bit_length()
-    dx = torch.empty(batch, length, channels, dtype=torch.float32, device="cpu")
-    dweight = torch.empty(kernel, channels, dtype=torch.float32, device="cpu")
-    dbias = torch.empty(channels, dtype=torch.float32, device="cpu")
-    dinitial = torch.empty(batch, kernel - 1, channels, dtype=torch.float32, device="cpu")
+    dx = x.new_empty(batch, length, channels)
+    dweight = x.new_empty(kernel, channels)
+    dbias = x.new_empty(channels)
+    dinitial = x.new_empty(batch, kernel - 1, channels)
     arguments: tuple[int, ...] = (
         batch,
         length,

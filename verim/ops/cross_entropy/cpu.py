@@ -51,10 +51,10 @@ def cross_entropy_forward(
             "ignore_index"
         )
     divisor = count if mean else 1
-    gradient = torch.empty(logits.shape if keep else (0,), dtype=torch.float32, device="cpu")
+    gradient = torch.empty_like(logits) if keep else logits.new_empty(0)
     blocks = -(-rows // _BLOCK)
-    loss = torch.empty((), dtype=torch.float32, device="cpu")
-    sums = torch.empty(blocks, dtype=torch.float32, device="cpu")  # what each block brings to it
+    loss = logits.new_empty(())
+    sums = logits.new_empty(blocks)  # what each block brings to it
     places = logits.data_ptr(), targets.data_ptr(), gradient.data_ptr() if keep else 0, sums.data_ptr()
     arguments = (*places, rows, vocab, ignore_index, divisor)
     run_tasks(_blocks, blocks, _NANOSECONDS * rows * vocab, _SCRATCH, arguments)

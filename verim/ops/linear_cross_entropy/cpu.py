@@ -446,7 +446,9 @@ def _lose(
         begin = _LOWEST, _ZERO, _ZERO
         largest, total, everything = _statistics(row, vocab, bias, cap, smoothing != 0, *begin)
         z, logarithm = load_scalar(row + target * BYTES), math.log(total)
-        loss = (1 - smoothing) * (largest - z) + logarithm + z_loss * (largest + logarithm) ** 2
+        loss = (1 - smoothing) * (largest - z) + logarithm
+        if z_loss != 0:
+            loss += z_loss * (largest + logarithm) ** 2
         if smoothing != 0:
             loss += smoothing * (largest - everything / vocab)
         store_scalar(losses + i * BYTES, np.float32(loss))

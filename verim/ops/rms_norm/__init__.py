@@ -11,7 +11,7 @@ from verim.ops.arguments import check_tensor
 from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
-from verim.ops.precision import follow_autocast, widen
+from verim.ops.precision import follow_autocast, narrow, widen
 from verim.ops.rms_norm import cpu
 from verim.ops.rms_norm.cost import backward_cost, forward_cost
 from verim.ops.rms_norm.reference import rms_norm_reference
@@ -51,7 +51,7 @@ def rms_norm(
         y = _RMSNorm.apply(values, gain, eps)
     else:
         y, _ = rms_norm_forward(values, gain, eps)
-    return y.to(x.dtype)
+    return narrow(y, x)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -33,8 +33,8 @@ def rms_norm_forward(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tenso
     """y and the reciprocal root of each row. Float32, unchecked."""
     x, gain = x.contiguous(), gain.contiguous()
     width = x.shape[-1]
-    y = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-    inverse = torch.empty(x.shape[:-1], dtype=torch.float32, device="cpu")
+    y = torch.empty_like(x)
+    inverse = x.new_empty(x.shape[:-1])
     rows = inverse.numel()
     places = (x.data_ptr(), gain.data_ptr(), y.data_ptr(), inverse.data_ptr())
     _run(_forward, rows, width, (*places, rows, width, eps))
@@ -46,8 +46,8 @@ def rms_norm_backward(x: Tensor, gain: Tensor, inverse: Tensor, dy: Tensor) -> t
     x, gain, dy = x.contiguous(), gain.contiguous(), dy.contiguous()
     width, rows = x.shape[-1], inverse.numel()
     blocks = -(-rows // _BLOCK)
-    dx, dgain = (torch.empty(like.shape, dtype=torch.float32, device="cpu") for like in (x, gain))
-    sums = torch.empty(blocks, width, dtype=torch.float32, device="cpu")
+    dx, dgain = torch.empty_like(x), torch.empty_like(gain)
+    sums = x.new_empty(blocks, width)
     places = (x.data_ptr(), gain.data_ptr(), inverse.data_ptr(), dy.data_ptr(), dx.data_ptr(), sums.data_ptr())
     _run(_backward, rows, width, (*places, rows, width))
     _sum_blocks(dgain.data_ptr(), sums.data_ptr(), blocks, width)

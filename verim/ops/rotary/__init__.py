@@ -12,7 +12,7 @@ from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
 from verim.ops.cost import Cost
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
-from verim.ops.precision import widen
+from verim.ops.precision import narrow, widen
 from verim.ops.rotary import cpu
 from verim.ops.rotary.cost import forward_cost
 from verim.ops.rotary.reference import rotary_reference
@@ -61,7 +61,7 @@ def rotary(
         y = _Rotary.apply(values, cosines, sines)
     else:
         y = rotate(values, cosines, sines, 1)
-    return y.to(x.dtype)
+    return narrow(y, x)
 
 
 class _Rotary(torch.autograd.Function):

@@ -1,7 +1,6 @@
 """Rotary positions on the CPU: a position's heads lie side by side and share its angles."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from verim.ops.compiled import compiled
@@ -16,7 +15,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, turn: int) -> Tensor:
     """`x` [batch, length, ..., head_dim] rotated forwards (`turn` 1) or back (-1). Float32, unchecked."""
     x = x if x[:1, :1].is_contiguous() else x.contiguous()  # what belongs to a position lies side by side
     cosines, sines = cosines.contiguous(), sines.contiguous()
-    y = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    y = x.new_empty(x.shape)
     batch, length, dim = x.shape[0], x.shape[1], x.shape[-1]
     heads = y.numel() // max(batch * length * dim, 1)
     positions = batch * length

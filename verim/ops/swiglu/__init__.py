@@ -10,7 +10,7 @@ from verim.errors import InputError
 from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
-from verim.ops.precision import widen
+from verim.ops.precision import narrow, widen
 from verim.ops.swiglu import cpu
 from verim.ops.swiglu.cost import backward_cost, forward_cost
 from verim.ops.swiglu.reference import swiglu_reference
@@ -53,7 +53,7 @@ def swiglu(gate_and_value: Float[Tensor, "*rest two_hidden"]) -> Float[Tensor, "
         y = _SwiGLU.apply(packed)
     else:
         y = swiglu_forward(packed)
-    return y.to(gate_and_value.dtype)
+    return narrow(y, gate_and_value)
 
 
 class _SwiGLU(torch.autograd.Function):

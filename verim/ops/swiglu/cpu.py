@@ -33,7 +33,7 @@ def swiglu_forward(packed: Tensor) -> Tensor:
     """The output for `packed` [..., 2 hidden]. Float32, unchecked."""
     packed = packed.contiguous()
     hidden = packed.shape[-1] // 2
-    y = torch.empty((*packed.shape[:-1], hidden), dtype=torch.float32, device="cpu")
+    y = packed.new_empty((*packed.shape[:-1], hidden))
     rows = y.numel() // hidden
     arguments = (packed.data_ptr(), y.data_ptr(), rows, hidden)
     run_tasks(_forward, -(-rows // _BLOCK), _FORWARD_NANOSECONDS * rows * hidden, 0, arguments)
@@ -45,7 +45,7 @@ def swiglu_backward(packed: Tensor, dy: Tensor) -> Tensor:
     packed, dy = packed.contiguous(), dy.contiguous()
     hidden = dy.shape[-1]
     rows = dy.numel() // hidden
-    gradient = torch.empty(packed.shape, dtype=torch.float32, device="cpu")
+    gradient = torch.empty_like(packed)
     arguments = (packed.data_ptr(), dy.data_ptr(), gradient.data_ptr(), rows, hidden)
     run_tasks(_backward, -(-rows // _BLOCK), _BACKWARD_NANOSECONDS * rows * hidden, 0, arguments)
     return gradient
