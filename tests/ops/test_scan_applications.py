@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -120,6 +120,7 @@ GRAMMAR = re.compile(
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.text(st.sampled_from('ab_Zéλ019..==<>!"""##+-*/(){};,  \n\t\\'), max_size=60))
+@example('a===b!==1.5.2 "x""y #"z')
 def test_the_lexer_is_the_regular_expression(source: str) -> None:
     expected = [(match.lastgroup, match.group()) for match in GRAMMAR.finditer(source)]
     assert tokenize(source) == expected
