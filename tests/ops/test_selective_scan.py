@@ -142,6 +142,35 @@ def test_nan_in_gives_nan_out(which: int) -> None:
     assert torch.equal(got.isnan(), expected.isnan())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("beside", [None, torch.float32])
+def test_halves_are_computed_in_float32(dtype: torch.dtype, beside: torch.dtype | None) -> None:
+    parameters = {2, 5, 6}  # A, D and the state may stay float32
+    given = inputs(2, 20, 18, 8)
+    leaves = [t.to(beside or dtype if i in parameters else dtype).requires_grad_() for i, t in enumerate(given)]
+    wide = [tensor.detach().float().requires_grad_() for tensor in leaves]
+    y, final = selective_scan(*leaves, return_state=True)
+    expected, expected_final = selective_scan(*wide, return_state=True)
+    assert y.dtype is dtype and torch.equal(y, expected.to(dtype))
+    assert final.dtype is torch.float32 and torch.equal(final, expected_final)
+    gradient = torch.randn(2, 20, 18).to(dtype)
+    got = torch.autograd.grad(y, leaves, gradient)
+    for leaf, half, full in zip(leaves, got, torch.autograd.grad(expected, wide, gradient.float()), strict=True):
+        assert half.dtype is leaf.dtype and torch.equal(half, full.to(leaf.dtype))
+    with force_backend("reference"):
+        same, same_final = selective_scan(*leaves, return_state=True)
+    assert same.dtype is dtype and same_final.dtype is torch.float32
+    torch.testing.assert_close(same, y)
+
+
+def test_autocast_computes_in_float32() -> None:
+    u, delta, A, B, C, D, initial = inputs(2, 20, 18, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, final = selective_scan(u.bfloat16(), delta, A, B.bfloat16(), C, D, initial, return_state=True)
+    assert y.dtype is final.dtype is torch.float32
+    assert torch.equal(y, selective_scan(u.bfloat16().float(), delta, A, B.bfloat16().float(), C, D, initial))
+
+
 def results(tensors: list[Tensor]) -> list[Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     y, final = selective_scan(*leaves, return_state=True)
@@ -217,6 +246,7 @@ def test_a_second_derivative_is_refused() -> None:
         (2, lambda t: t[:, :0], r"argument A has shape \(6, 0\), expected .*at least 1"),
         (3, lambda t: t[..., :7], r"argument B has shape \(2, 4, 7\)"),
         (4, lambda t: t.double(), r"argument C is torch.float64, expected torch.float32.*C.to\(torch.float32\)"),
+        (1, lambda t: t.bfloat16(), "argument delta is torch.bfloat16, expected torch.float32"),
         (5, lambda t: t[:, None], r"argument D has shape \(6, 1\)"),
         (6, lambda t: t.transpose(1, 2), r"argument initial has shape \(2, 8, 6\)"),
         (6, lambda t: t.to("meta"), "argument initial is on meta, expected cpu"),
@@ -227,3 +257,10 @@ def test_wrong_input_is_named(which: int, change, message: str) -> None:
     tensors[which] = change(tensors[which])
     with pytest.raises(InputError, match="selective_scan: " + message):
         selective_scan(*tensors)
+
+
+def test_beside_halves_only_parameters_and_the_state_may_be_float32() -> None:
+    u, delta, A, B, C, D, initial = inputs(2, 4, 6, 8)
+    u, delta, C = u.bfloat16(), delta.bfloat16(), C.bfloat16()
+    with pytest.raises(InputError, match=r"selective_scan: argument B is torch.float32, expected torch.bfloat16"):
+        selective_scan(u, delta, A, B, C, D, initial)

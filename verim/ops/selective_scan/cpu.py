@@ -23,6 +23,7 @@ from numba import njit
 from torch import Tensor
 
 from verim.ops.compiled import compiled
+from verim.ops.lanes import transpose
 from verim.ops.memory import address_of, place_of, rows_of
 from verim.ops.vectors import (
     BYTES,
@@ -35,11 +36,13 @@ from verim.ops.vectors import (
     full,
     load,
     load_lanes,
+    load_scalar,
     multiply,
     multiply_add,
     prefetch,
     store,
     store_lanes,
+    store_scalar,
     sum_rows,
     upper_half,
 )
@@ -73,6 +76,23 @@ def _step(entries: int, B: int, C: int, step: Any, drive: Any, total: Any, state
     return total
 
 
+@njit(nogil=True, error_model="numpy")
+def _read_decays(target: int, A: int, count: int, columns: int, state: int) -> None:
+    """A log2(e) of 16 channels, turned: entries of the state by rows. `A` has `count` rows; what is missing is 0."""
+    whole = columns // LANES * LANES if count == LANES else 0
+    for n in range(0, whole, LANES):
+        transpose(target + n * FORWARD_ENTRY, FORWARD_ENTRY, A + n * BYTES, columns * BYTES)
+    for n in range(whole, state):
+        store(target + n * FORWARD_ENTRY, full(np.float32(0)))
+    for n in range(whole, columns):
+        for channel in range(count):
+            place = target + n * FORWARD_ENTRY + channel * BYTES
+            store_scalar(place, load_scalar(A + (channel * columns + n) * BYTES))
+    for n in range(state):
+        entry = target + n * FORWARD_ENTRY
+        store(entry, multiply(load(entry), full(np.float32(LOG2_E))))
+
+
 @compiled
 def _forward(
     first: int,
@@ -80,6 +100,7 @@ def _forward(
     scratch: int,
     length: int,
     channels: int,
+    columns: int,
     state: int,
     interval: int,
     u: int,
@@ -101,7 +122,10 @@ def _forward(
     final: int,
     checkpoints: int,
 ) -> None:
-    """Compiled. Tensors are addresses (0 for None); `_batch` and `_time` are strides in bytes."""
+    """Compiled. Tensors are addresses (0 for None); `_batch` and `_time` are strides in bytes.
+
+    `A` [channels, columns] is turned here: for a step of decoding that is most of the work.
+    """
     blocks = (channels + LANES - 1) // LANES
     intervals = (length + interval - 1) // interval
     for task in range(first, last):
@@ -109,10 +133,9 @@ def _forward(
         channel = block * LANES
         count = min(channels - channel, LANES)
         here = (batch * state * channels + channel) * BYTES
+        _read_decays(scratch + DECAY, A + channel * columns * BYTES, count, columns, state)
         for n in range(state):
             entry = scratch + n * FORWARD_ENTRY
-            column = load_lanes(A + (n * channels + channel) * BYTES, count)
-            store(entry + DECAY, multiply(column, full(np.float32(LOG2_E))))
             if initial != 0:
                 store(entry + STATE, load_lanes(initial + here + n * channels * BYTES, count))
             else:
@@ -341,7 +364,7 @@ def scan_forward(
     u, delta, B, C = rows_of(u), rows_of(delta), _filled(rows_of(B)), _filled(rows_of(C))
     batch, length, channels = u.shape
     state, entries = A.shape[1], B.shape[2]
-    A = _filled(A).t().contiguous()
+    A = A.contiguous()
     D = None if D is None else D.contiguous()
     initial = None if initial is None else _filled(initial).transpose(1, 2).contiguous()
     interval = _interval(length, entries)
@@ -350,7 +373,7 @@ def scan_forward(
     final = torch.empty(batch, entries, channels, dtype=torch.float32, device="cpu")
     kept = checkpoints_shape(batch, length, channels, state) if keep else (0,)
     checkpoints = torch.empty(kept, dtype=torch.float32, device="cpu")
-    arguments: tuple[int, ...] = (length, channels, entries, interval, *place_of(u), *place_of(delta))
+    arguments: tuple[int, ...] = (length, channels, state, entries, interval, *place_of(u), *place_of(delta))
     arguments += (A.data_ptr(), *place_of(B), *place_of(C), address_of(D), address_of(initial))
     arguments += (y.data_ptr(), final.data_ptr(), checkpoints.data_ptr() if keep else 0)
     work = _FORWARD_NANOSECONDS * batch * blocks * length * entries
