@@ -11,6 +11,7 @@ blocks, whatever the number of threads.
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import types
 
 from verim.ops.vectors import intrinsic
@@ -42,20 +43,30 @@ def hand_on(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def wait_for(typing: Any, address: Any) -> Any:
-    """Returns when the flag at `address` has been set."""
+def is_handed_on(typing: Any, address: Any) -> Any:
+    """Whether the flag at `address` has been set."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], _ADDRESS.as_pointer())
-        loop, after = builder.append_basic_block("wait"), builder.append_basic_block("go")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        flag = builder.load_atomic(pointer, "acquire", 8)
-        builder.cbranch(builder.icmp_signed("==", flag, ir.Constant(_ADDRESS, 0)), loop, after)
-        builder.position_at_end(after)
-        return context.get_dummy_value()
+        flag = builder.load_atomic(builder.inttoptr(args[0], _ADDRESS.as_pointer()), "acquire", 8)
+        return builder.icmp_signed("!=", flag, ir.Constant(_ADDRESS, 0))
 
-    return types.void(types.int64), generate
+    return types.boolean(types.int64), generate
+
+
+@njit(nogil=True)
+def wait_for(address: int) -> None:
+    """Returns when the flag at `address` has been set."""
+    while not is_handed_on(address):
+        pass
+
+
+@njit(nogil=True)
+def has_come(address: int, patience: int) -> bool:
+    """Whether the flag at `address` has been set, after looking `patience` times more if need be."""
+    for _ in range(patience):
+        if is_handed_on(address):
+            return True
+    return is_handed_on(address)
 
 
 @intrinsic

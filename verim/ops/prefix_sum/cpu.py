@@ -6,8 +6,10 @@ the first-level cache. Two to eight entries side by side (a last axis of 2, 4 or
 at their distance.
 
 Where there are too few rows or strips for the threads, the axis is cut into blocks that fit the second-level cache:
-a thread sums its block, hands the carry on (`verim.ops.chain`) and scans it. What is cut depends on the shape alone,
-so that the bits do not depend on the threads. Running sums are float64 for floats, int64 for integers.
+a thread sums its block, hands the carry on (`verim.ops.chain`) and scans it. If a carry does not come, because the
+system has given the other thread's core away, the blocks in between are summed a second time. What is cut depends on
+the shape alone, so that the bits do not depend on the threads. Running sums are float64 for floats, int64 for
+integers.
 """
 
 import math
@@ -18,7 +20,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from verim.ops.chain import draw_ticket, finish_streams, hand_on, wait_for
+from verim.ops.chain import draw_ticket, finish_streams, hand_on, has_come, is_handed_on, wait_for
 from verim.ops.compiled import compiled
 from verim.ops.numbers import (
     last_1,
@@ -36,7 +38,7 @@ from verim.ops.numbers import (
     stream_numbers,
     zero,
 )
-from verim.ops.vectors import LANES
+from verim.ops.vectors import LANES, prefetch
 from verim.ops.workers import run_tasks
 
 _MARKERS: dict[torch.dtype, Any] = {
@@ -53,9 +55,12 @@ TYPES = tuple(_MARKERS)
 SUM = 8  # bytes of a running sum
 SUMS_ROW = LANES * SUM
 BLOCK = 1 << 14  # entries of a block: with its result, a part of the second-level cache
-STRIP = 512  # columns of a strip: rows of 2 kB, running sums of 4 kB
-CHAINS = 8  # with fewer rows or strips than this the axis is cut
-STREAMED = 1 << 24  # bytes of a result that goes past the caches, which would not hold it
+STRIP = 1024  # columns of a strip: rows of 4 kB, a page, and running sums of 8 kB
+AHEAD = 2048  # bytes: the hardware foresees the next memory, but not beyond a page
+PATIENCE = 4096  # looks at a carry that does not come, some 10 µs, before its block is summed a second time
+BLOCK_ROWS = 64  # of a strip: many, as each block keeps a row of running sums
+CHAINS = 4  # with fewer rows or strips than this the axis is cut
+STREAMED = 1 << 24  # bytes of a result that rows of sums write past the caches, which would not hold it
 _NANOSECONDS = 0.1  # for a byte that is read or written
 
 
@@ -110,6 +115,31 @@ def _sum_of_block(x: int, lanes: int, size: int, nothing: Any, width: int, memor
     return _last(_across(plus(total, other), nothing, width), width)
 
 
+@njit(nogil=True)
+def _begin(index: int, lanes: int, block: int, backwards: int) -> int:
+    """The first lane in memory of a row's block."""
+    return max(lanes - (index + 1) * block, 0) if backwards != 0 else index * block
+
+
+@njit(nogil=True)
+def _added(
+    index: int,
+    row: int,
+    lanes: int,
+    block: int,
+    size: int,
+    nothing: Any,
+    width: int,
+    backwards: int,
+    memory: Any,
+    sums: Any,
+) -> Any:
+    """What a block adds to the carry."""
+    begin, count = _begin(index, lanes, block, backwards), min(lanes - index * block, block)
+    value = _sum_of_block(row + begin * size, count, size, nothing, width, memory, sums)
+    return reversed_numbers(value, sums) if backwards != 0 else value
+
+
 @compiled
 def _along(
     first: int,
@@ -130,7 +160,7 @@ def _along(
     y_size: int,
     exclusive: int,
     backwards: int,
-    streamed: int,
+    patience: int,
     memory: Any,
     result: Any,
     sums: Any,
@@ -141,31 +171,42 @@ def _along(
     """
     nothing = zero(sums)
     blocks = (lanes + block - 1) // block
-    while True:
-        ticket = draw_ticket(control)
-        if ticket >= tickets:
-            break
+    ticket = draw_ticket(control)
+    while ticket < tickets:
+        upcoming = draw_ticket(control)
         row, begin, count = ticket * together, 0, lanes
         until = min(row + together, rows)
+        ahead_x, ahead_y = x + row * x_row + AHEAD, y + row * lanes * y_size + AHEAD
         carry = nothing
         if blocks > 1:
-            row = ticket // blocks
+            row, index = ticket // blocks, ticket % blocks
             until = row + 1
-            begin = ticket % blocks * block
-            count = min(lanes - begin, block)
-            if backwards != 0:
-                begin = lanes - begin - count
-            added = nothing
-            if ticket % blocks < blocks - 1:
-                added = _sum_of_block(x + row * x_row + begin * x_size, count, x_size, nothing, width, memory, sums)
-                if backwards != 0:
-                    added = reversed_numbers(added, sums)
-            if ticket % blocks > 0:
-                wait_for(control + ticket * SUM)
-                carry = load_numbers(carries + ticket * SUMS_ROW, LANES, sums, sums)
-            if ticket % blocks < blocks - 1:
+            begin, count = _begin(index, lanes, block, backwards), min(lanes - index * block, block)
+            start, added = x + row * x_row, nothing
+            if index < blocks - 1:
+                added = _added(index, start, lanes, block, x_size, nothing, width, backwards, memory, sums)
+            if index > 0:
+                known = ticket
+                if not has_come(control + ticket * SUM, patience):  # a thread is held up: what it should sum is summed
+                    while known > ticket - index and not is_handed_on(control + known * SUM):
+                        known -= 1
+                if known > ticket - index:
+                    carry = load_numbers(carries + known * SUMS_ROW, LANES, sums, sums)
+                while known < ticket:
+                    missing = known % blocks
+                    carry = plus(
+                        carry, _added(missing, start, lanes, block, x_size, nothing, width, backwards, memory, sums)
+                    )
+                    known += 1
+                    store_numbers(carries + known * SUMS_ROW, LANES, carry, sums)
+                    hand_on(control + known * SUM)
+            if index < blocks - 1:
                 store_numbers(carries + (ticket + 1) * SUMS_ROW, LANES, plus(carry, added), sums)
                 hand_on(control + (ticket + 1) * SUM)
+            then = min(upcoming, tickets - 1)
+            next_row, next_begin = then // blocks, _begin(then % blocks, lanes, block, backwards)
+            ahead_x = x + next_row * x_row + next_begin * x_size
+            ahead_y = y + (next_row * lanes + next_begin) * y_size
         for r in range(row, until):
             source, target = x + r * x_row + begin * x_size, y + (r * lanes + begin) * y_size
             step = LANES
@@ -174,6 +215,10 @@ def _along(
                 source += (count - LANES) * x_size
                 target += (count - LANES) * y_size
             for _ in range(count // LANES):
+                prefetch(ahead_x)  # of the next block: memory would be idle while this one is read from the cache
+                prefetch(ahead_y)
+                ahead_x += LANES * x_size
+                ahead_y += LANES * y_size
                 value = load_numbers(source, LANES, memory, sums)
                 if backwards != 0:
                     value = reversed_numbers(value, sums)
@@ -185,10 +230,7 @@ def _along(
                     value = _shifted(value, before, width)
                 if backwards != 0:
                     value = reversed_numbers(value, sums)
-                if streamed != 0:
-                    stream_numbers(target, value, result)
-                else:
-                    store_numbers(target, LANES, value, result)
+                store_numbers(target, LANES, value, result)
                 source += step * x_size
                 target += step * y_size
             rest = count % LANES
@@ -206,7 +248,7 @@ def _along(
                     value = reversed_numbers(value, sums)
                 store_numbers(target, rest, value, result)
             carry = nothing
-    finish_streams()
+        ticket = upcoming
 
 
 @compiled
@@ -238,6 +280,7 @@ def _down(
     strips = (columns + STRIP - 1) // STRIP
     blocks = (length + block - 1) // block
     local = scratch + STRIP * SUM
+    kept = min((columns + LANES - 1) // LANES * LANES, STRIP)  # running sums that a block hands on
     while True:
         ticket = draw_ticket(control)
         if ticket >= tickets:
@@ -268,14 +311,14 @@ def _down(
         if index > 0:
             wait_for(control + ticket * SUM)
             for c in range(0, count, LANES):
-                carry = load_numbers(carries + (ticket * STRIP + c) * SUM, LANES, sums, sums)
+                carry = load_numbers(carries + (ticket * kept + c) * SUM, LANES, sums, sums)
                 store_numbers(scratch + c * SUM, LANES, carry, sums)
         if index < blocks - 1:
             following = ticket + strips
             for c in range(0, count, LANES):
                 value = load_numbers(scratch + c * SUM, LANES, sums, sums)
                 value = plus(value, load_numbers(local + c * SUM, LANES, sums, sums))
-                store_numbers(carries + (following * STRIP + c) * SUM, LANES, value, sums)
+                store_numbers(carries + (following * kept + c) * SUM, LANES, value, sums)
             hand_on(control + following * SUM)
         source = start
         for _ in range(steps):
@@ -309,21 +352,23 @@ def prefix_sum_forward(x: Tensor, dim: int, exclusive: bool, reverse: bool) -> T
         x = x.contiguous()
     x_size, y_size = x.element_size(), y.element_size()
     markers = _MARKERS[x.dtype], _MARKERS[result], np.float64(0) if x.is_floating_point() else np.int64(0)
-    how = int(exclusive), int(reverse), int(y.numel() * y_size >= STREAMED and length * inner * y_size % 64 == 0)
+    how: tuple[int, ...] = int(exclusive), int(reverse)
     if side_by_side:
         lanes = length * inner
         block, together = (BLOCK, 1) if outer < CHAINS and lanes > BLOCK else (lanes, max(1, BLOCK // lanes))
         tickets = -(-outer // together) * -(-lanes // block)
         carries = LANES if block < lanes else 0
         geometry = (outer, together, lanes, inner, block, x.data_ptr(), x.stride(0) * x_size)
+        how += (PATIENCE,)
         kernel = _along
     else:
         strips = -(-inner // STRIP)
-        fits = max(1, BLOCK // min(inner, STRIP))
+        fits = max(BLOCK_ROWS, BLOCK // inner)
         block = fits if outer * strips < CHAINS and length > fits else length
         tickets = outer * strips * -(-length // block)
-        carries = STRIP if block < length else 0
+        carries = min(-(-inner // LANES) * LANES, STRIP) if block < length else 0
         geometry = (length, inner, block, x.data_ptr(), x.stride(0) * x_size, x.stride(1) * x_size)
+        how += (int(y.numel() * y_size >= STREAMED and inner * y_size % 64 == 0),)
         kernel = _down
     control = torch.zeros(tickets + 1, dtype=torch.int64, device="cpu")
     handed = torch.empty(tickets * carries, dtype=torch.int64, device="cpu")
