@@ -59,6 +59,7 @@ STRIP = 1024  # columns of a strip: rows of 4 kB, a page, and running sums of 8 
 AHEAD = 2048  # bytes: the hardware foresees the next memory, but not beyond a page
 PATIENCE = 4096  # looks at a carry that does not come, some 10 µs, before its block is summed a second time
 BLOCK_ROWS = 64  # of a strip: many, as each block keeps a row of running sums
+CUT = 1 << 19  # entries of a row from which on two threads are worth reading its blocks twice
 CHAINS = 4  # with fewer rows or strips than this the axis is cut
 STREAMED = 1 << 24  # bytes of a result that rows of sums write past the caches, which would not hold it
 _NANOSECONDS = 0.1  # for a byte that is read or written
@@ -355,7 +356,7 @@ def prefix_sum_forward(x: Tensor, dim: int, exclusive: bool, reverse: bool) -> T
     how: tuple[int, ...] = int(exclusive), int(reverse)
     if side_by_side:
         lanes = length * inner
-        block, together = (BLOCK, 1) if outer < CHAINS and lanes > BLOCK else (lanes, max(1, BLOCK // lanes))
+        block, together = (BLOCK, 1) if outer < CHAINS and lanes >= CUT else (lanes, max(1, BLOCK // lanes))
         tickets = -(-outer // together) * -(-lanes // block)
         carries = LANES if block < lanes else 0
         geometry = (outer, together, lanes, inner, block, x.data_ptr(), x.stride(0) * x_size)
