@@ -4,6 +4,7 @@ from verim.ops.attention import attention, rotary_attention
 from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
+from verim.ops.distributed import distributed_linear_recurrence, distributed_selective_scan, distributed_wkv
 from verim.ops.linear_cross_entropy import linear_cross_entropy
 from verim.ops.linear_recurrence import linear_recurrence
 from verim.ops.prefix_sum import prefix_sum
@@ -19,6 +20,9 @@ __all__ = [
     "attention",
     "causal_conv1d",
     "cross_entropy",
+    "distributed_linear_recurrence",
+    "distributed_selective_scan",
+    "distributed_wkv",
     "force_backend",
     "linear_cross_entropy",
     "linear_recurrence",

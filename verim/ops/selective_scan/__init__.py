@@ -139,17 +139,17 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
     batch, length, channels = u.shape
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
         expected = f"[channels, state] with channels = {channels} and state at least 1"
-        check_tensor(_NAME, "A", A, (channels, -1), expected, u)
+        check_tensor(_NAME, "A", A, (channels, -1), expected, u, or_float32=True)
     state = A.shape[1]
     check_tensor(_NAME, "delta", delta, (batch, length, channels), "[batch, length, channels] of u", u)
-    check_tensor(_NAME, "A", A, (channels, state), "[channels, state]", u)
+    check_tensor(_NAME, "A", A, (channels, state), "[channels, state]", u, or_float32=True)
     check_tensor(_NAME, "B", B, (batch, length, state), "[batch, length of u, state of A]", u)
     check_tensor(_NAME, "C", C, (batch, length, state), "[batch, length of u, state of A]", u)
     if D is not None:
-        check_tensor(_NAME, "D", D, (channels,), "[channels of u]", u)
+        check_tensor(_NAME, "D", D, (channels,), "[channels of u]", u, or_float32=True)
     if initial is not None:
         expected = "[batch, channels of u, state of A]"
-        check_tensor(_NAME, "initial", initial, (batch, channels, state), expected, u)
+        check_tensor(_NAME, "initial", initial, (batch, channels, state), expected, u, or_float32=True)
 
 
 def _fake_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
