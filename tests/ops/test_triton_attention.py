@@ -156,12 +156,10 @@ def test_no_matrix_of_all_scores():
 
 def launch_all():
     gpu = importlib.import_module("verim.ops.attention.gpu")
-    for dtype, dim in ((torch.bfloat16, 64), (torch.float32, 64)):
-        q, k = torch.empty(2, 256, 4, dim, dtype=dtype), torch.empty(2, 256, 2, dim, dtype=dtype)
-        bias = torch.empty(1, 1, 256, 256, dtype=dtype) if dtype is torch.bfloat16 else None
-        options = True, 100, 0.1, torch.tensor(1), 0.1
-        out, logsumexp = gpu.attention_forward(q, k, k, bias, *options)
-        gpu.attention_backward(q, k, k, bias, out, logsumexp, out, *options, True)
+    q, k = (torch.empty(2, 256, heads, 16, dtype=torch.bfloat16) for heads in (4, 2))
+    bias, options = q.new_empty(1, 1, 256, 256), (True, 100, 0.1, torch.tensor(1), 0.1)
+    out, logsumexp = gpu.attention_forward(q, k, k, bias, *options)
+    gpu.attention_backward(q, k, k, bias, out, logsumexp, out, *options, True)
 
 
 @pytest.mark.slow

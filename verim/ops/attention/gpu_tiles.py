@@ -29,16 +29,17 @@ _TILES = {
     ("_forward", 128): (Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 2), Tiles(32, 32, 8, 2)),
     ("_forward", 256): (Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2), Tiles(16, 32, 4, 1)),
     ("_backward_of_keys", 64): (Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2), Tiles(32, 32, 4, 1)),
-    ("_backward_of_keys", 128): (Tiles(32, 128, 8, 2), Tiles(32, 64, 8, 1), Tiles(16, 32, 4, 1)),
+    ("_backward_of_keys", 128): (Tiles(32, 128, 8, 2), Tiles(32, 64, 8, 1), Tiles(32, 16, 4, 1)),
     ("_backward_of_keys", 256): (Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(16, 16, 4, 1)),
     ("_backward_of_queries", 64): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1)),
-    ("_backward_of_queries", 128): (Tiles(64, 64, 4, 1), Tiles(64, 32, 4, 1), Tiles(32, 16, 4, 1)),
+    ("_backward_of_queries", 128): (Tiles(64, 64, 8, 1), Tiles(64, 32, 4, 1), Tiles(16, 32, 4, 1)),
     ("_backward_of_queries", 256): (Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(16, 16, 4, 1)),
 }
 _TILES_IN_227_KIB = _TILES | {
     ("_forward", 128): (Tiles(128, 64, 8, 3), Tiles(128, 32, 8, 2), Tiles(32, 32, 8, 2)),
     ("_forward", 256): (Tiles(128, 64, 8, 2), Tiles(64, 32, 4, 2), Tiles(16, 32, 4, 2)),
-    ("_backward_of_queries", 128): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(32, 16, 4, 1)),
+    ("_backward_of_queries", 128): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(16, 32, 4, 1)),
+    ("_backward_of_queries", 256): (Tiles(64, 64, 8, 2), Tiles(32, 32, 4, 1), Tiles(16, 16, 4, 1)),
 }
 _ANY = Tiles(16, 16, 4, 1)
 
