@@ -10,6 +10,7 @@ from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import FLOATS, takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
+from verim.ops.launch import STEPS_KEPT
 from verim.ops.precision import follow_autocast, widen
 from verim.ops.selective_scan import cpu
 from verim.ops.selective_scan.cost import backward_cost, forward_cost
@@ -155,13 +156,23 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
 def _fake_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     state, keep = A.shape[1], others[-1]
+    if u.device.type == "cuda":
+        kept = (batch, -(-length // STEPS_KEPT), channels, state) if keep else (0,)
+        final, checkpoints = (u.new_empty(shape, dtype=torch.float32) for shape in ((batch, channels, state), kept))
+        return u.new_empty(u.shape), final, checkpoints
     final = u.new_empty(batch, cpu.filled(state), channels).transpose(1, 2)[..., :state]
     kept = cpu.checkpoints_shape(batch, length, channels, state) if keep else (0,)
     return u.new_empty(u.shape), final, u.new_empty(kept)
 
 
-def _fake_backward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _fake_backward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, *others: Any
+) -> tuple[Tensor, ...]:
     batch, length, channels = u.shape
+    if u.device.type == "cuda":
+        gradients = [tensor.new_empty(tensor.shape) for tensor in (u, delta, A, B, C)]
+        dD = u.new_empty(channels) if D is None else D.new_empty(channels)
+        return *gradients, dD, u.new_empty(batch, channels, A.shape[1], dtype=torch.float32)
     state, entries = A.shape[1], cpu.filled(A.shape[1])
     du, ddelta, dD = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(channels)
     dB, dC = (u.new_empty(batch, length, entries)[..., :state] for _ in range(2))
