@@ -11,12 +11,13 @@ from typing import Any
 from numba import njit
 
 
-def _fingerprint() -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+@cache
+def _fingerprint(folder: Path) -> str:
+    sources = sorted(folder.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-FINGERPRINT = _fingerprint()  # of what the kernels share
+FINGERPRINT = _fingerprint(Path(__file__).parent)  # of what the kernels share
 
 
 @cache
@@ -32,7 +33,8 @@ def compiled(function: Callable[..., Any]) -> Any:
     """`function` compiled by Numba when it is first called, cached beside its source, or in the user's cache.
 
     Numba recompiles when the function's own file changes, but looks at no file that it imports from: a kernel would
-    live on with the vectors of yesterday. So the fingerprint of the shared sources becomes part of the cache's stamp.
+    live on with the vectors of yesterday. So the fingerprints of the shared sources and of the function's own folder
+    become part of the cache's stamp.
     Where neither place can be written, every process compiles for itself, and a warning says so.
     """
     decorate = partial(njit, nogil=True, error_model="numpy")
@@ -43,5 +45,6 @@ def compiled(function: Callable[..., Any]) -> Any:
         return decorate()(function)
     with suppress(AttributeError):  # Numba's internals; without them the cache is as Numba makes it
         file = dispatcher._cache._cache_file
-        file._source_stamp = (file._source_stamp, FINGERPRINT)
+        siblings = _fingerprint(Path(function.__code__.co_filename).parent)
+        file._source_stamp = (file._source_stamp, FINGERPRINT, siblings)
     return dispatcher

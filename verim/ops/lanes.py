@@ -115,3 +115,61 @@ def transpose(typing: Any, target: Any, target_stride: Any, source: Any, source_
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def between(typing: Any, value: Any, first: Any, last: Any, other: Any) -> Any:
+    """Lanes `first` to `last` - 1 of `value`, `other` in those before and after."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, first, last, other = args
+        lanes = ir.Constant(_INTS, list(range(LANES)))
+
+        def everywhere(bound: Any) -> Any:
+            vector = builder.insert_element(ir.Constant(_INTS, ir.Undefined), bound, _INT(0))
+            return builder.shuffle_vector(vector, vector, ir.Constant(_INTS, None))
+
+        def small(bound: Any) -> Any:
+            """As 32 bits: what lies outside of the lanes may lie anywhere."""
+            low, high = _ADDRESS(-1), _ADDRESS(LANES + 1)
+            bound = builder.select(builder.icmp_signed("<", bound, low), low, bound)
+            return builder.trunc(builder.select(builder.icmp_signed(">", bound, high), high, bound), _INT)
+
+        inside = builder.and_(
+            builder.icmp_signed(">=", lanes, everywhere(small(first))),
+            builder.icmp_signed("<", lanes, everywhere(small(last))),
+        )
+        return builder.select(inside, value, other)
+
+    return vector(vector, types.int64, types.int64, vector), generate
+
+
+# log2(1 + t) / t on [0, 1), a minimax fit: log2 is exact at 1
+_LOGARITHM = (0.00757913571, -0.0426871851, 0.113051973, -0.197285205, 0.275719672, -0.358428478, 0.480695486)
+_LOGARITHM += (-0.721340358, 1.44269502)
+
+
+@intrinsic
+def log2(typing: Any, x: Any) -> Any:
+    """The binary logarithm of positive normal numbers to 2e-7, exact for powers of two; NaN for NaN, infinity for
+    infinity."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = args[0]
+        bits = builder.bitcast(x, _INTS)
+        mantissa = ir.Constant(_INTS, [0x007FFFFF] * LANES)
+        one = ir.Constant(_INTS, [0x3F800000] * LANES)
+        exponent = builder.lshr(bits, ir.Constant(_INTS, [23] * LANES))
+        exponent = builder.sub(exponent, ir.Constant(_INTS, [127] * LANES))
+        fraction = builder.bitcast(builder.or_(builder.and_(bits, mantissa), one), _VECTOR)
+        t = builder.fsub(fraction, ir.Constant(_VECTOR, [1.0] * LANES))
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32")
+        value = ir.Constant(_VECTOR, [_LOGARITHM[0]] * LANES)
+        for term in _LOGARITHM[1:]:
+            value = builder.call(multiply_add, (value, t, ir.Constant(_VECTOR, [term] * LANES)))
+        result = builder.call(multiply_add, (value, t, builder.sitofp(exponent, _VECTOR)))
+        finite = builder.fcmp_ordered("<", x, ir.Constant(_VECTOR, [float("inf")] * LANES))
+        return builder.select(finite, result, x)
+
+    return vector(vector), generate

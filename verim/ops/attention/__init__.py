@@ -22,6 +22,7 @@ from verim.ops.rotary.reference import rotary_reference
 
 _NAME, _ROTARY_NAME = "attention", "rotary_attention"
 _TYPES = {device: (*types, torch.float64) for device, types in FLOATS.items()}
+_FEW_QUERIES = 8  # up to which torch's kernel is the faster: ours works on 64 at a time
 Implementation = Literal["auto", "kernel", "tiled", "torch"]
 
 
@@ -205,7 +206,8 @@ def _choice(
     """The fastest for a call."""
     if q.dtype is torch.float64:
         return "tiled"
-    return "torch" if q.device.type == "cpu" and not _not_fused(q, k, bias, causal, window, dropout) else "kernel"
+    few = q.device.type == "cpu" and q.shape[1] <= _FEW_QUERIES
+    return "torch" if few and not _not_fused(q, k, bias, causal, window, dropout) else "kernel"
 
 
 def _known(implementation: str, q: Tensor) -> str:

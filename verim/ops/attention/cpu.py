@@ -1,14 +1,20 @@
-"""Attention on the CPU: a task is one head of one sequence, and everything about it stays in the cache.
+"""Attention on the CPU: a task is a key/value head of a sequence, and some of the queries that read it.
 
-Queries come 32 at a time, a position to a lane, channels along memory ("transposed"). Then the scores of a key are
-one vector of 32, made of sums over channels with the key's numbers broadcast; the softmax runs lane by lane with no
-sum across lanes; and rotating a pair of channels is two vector operations. For the causal mask, tiles of keys
-beyond the last query of a tile are not visited. The largest score and the reciprocal sum of each query are kept;
-the backward pass recomputes the probabilities P from them, tile by tile. With G the gradient of the output:
+Queries come 64 at a time, a position to a lane, channels along memory ("transposed"); keys come in blocks of 48, row
+by row. Then the scores of a key are four vectors, made of sums over channels with the key's numbers broadcast; the
+softmax runs lane by lane with no sum across lanes; and six keys by four vectors are summed in registers at a time.
+A tile of queries visits the keys that any of its queries may see. What one block of keys needs lies in the first two
+levels of cache; a tile keeps the running maximum m and sum l of each query, and its output, scaled anew whenever
+m grows (FlashAttention, arXiv 2205.14135, algorithm 1; with the output divided once at the end as in arXiv 2307.08691).
 
-    dP = G Vᵀ     dS = P ⊙ (dP - rowsum(P ⊙ dP))     dQ = dS K     dK = dSᵀ Q     dV = Pᵀ G
+The logarithm of l, plus m, is kept for each query; from it the backward pass recomputes the probabilities P. With G
+the gradient of the output, and M the dropout mask divided by 1 - dropout:
 
-Scores carry the factor log2(e), so that exp2 serves; it is taken out of dQ and dK at the end.
+    dP = M ⊙ (G Vᵀ)     dS = P ⊙ (dP - rowsum(G ⊙ out))     dQ = dS K     dK = dSᵀ Q     dV = (M ⊙ P)ᵀ G
+
+Scores carry the factor log2(e), so that exp2 serves; it is taken out of dK at the end. A task sums dK and dV of its
+queries, so where few heads make several tasks of one head there are several such sums, added at the end: their number
+follows from the shape, and with it the bits.
 """
 
 from typing import Any
@@ -18,18 +24,14 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from verim.ops.attention.tiled import tiled_attention_backward, tiled_attention_forward
-from verim.ops.lanes import maximum, transpose
+from verim.ops.attention.dropout import drop_lanes, row_words, threshold
+from verim.ops.attention.tiled import tiled_attention_backward
+from verim.ops.attention.visible import pairs
+from verim.ops.compiled import compiled
+from verim.ops.lanes import between, log2, maximum, sum_of_lanes
 from verim.ops.precision import widen
-from verim.ops.tiles import (
-    TILE,
-    TILE_ROW,
-    add_rows_of_tile,
-    product_of_tile,
-    read_transposed,
-    up,
-    write_transposed,
-)
+from verim.ops.products import product_of
+from verim.ops.tiles import fill, read_square, turn, up, write_square
 from verim.ops.vectors import (
     BYTES,
     LANES,
@@ -37,11 +39,13 @@ from verim.ops.vectors import (
     LOG2_E,
     ROW,
     add,
+    broadcast,
     divide,
     exp2,
     full,
     load,
     load_lanes,
+    load_scalar,
     multiply,
     multiply_add,
     store,
@@ -51,177 +55,269 @@ from verim.ops.vectors import (
 )
 from verim.ops.workers import run_tasks
 
-_FORWARD_NANOSECONDS, _BACKWARD_NANOSECONDS = 0.04, 0.1  # for one channel of one pair of query and key, measured
-_STATISTICS = 2 * TILE  # floats kept for a tile of queries
-_ZERO, _ONE = np.float32(0), np.float32(1)
+TILE, TILE_ROW = 64, 64 * BYTES  # queries side by side
+BLOCK, STEP = 48, 12  # keys of a block, and what their number is rounded up to
+_FORWARD_NANOSECONDS, _BACKWARD_NANOSECONDS = 0.03, 0.08  # for one channel of one pair of query and key, measured
+_FORWARD_TASKS, _BACKWARD_TASKS = 32, 8  # as many there should be, where few heads have many queries
+_QUERIES_OF_A_TASK = 512
+_ZERO, _ONE, _LN_2, _LOG2_E = np.float32(0), np.float32(1), np.float32(LN_2), np.float32(LOG2_E)
+_LOWEST = np.float32(-3e38)  # below every score; finite, so that scores of -inf are as far from it as from any
+_HIDDEN, _NOTHING = np.float32(-np.inf), np.float32(np.inf)
+
+_scores = product_of(6, 4, adds=False)
+_add_6, _add_4, _add_2 = (product_of(rows, 4, adds=True) for rows in (6, 4, 2))
+_add_wide, _add_middle, _add_narrow = product_of(6, 4, adds=True), product_of(12, 2, adds=True), product_of(12, 1, True)
 
 
-def attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    causal: bool,
-    window: int,
-    dropout: float,
-    seed: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The output, and the logarithm of the sum of exponentials of each row."""
-    return tiled_attention_forward(q, k, v, bias, causal, window, dropout, seed, scale)
-
-
-def attention_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    dout: Tensor,
-    causal: bool,
-    window: int,
-    dropout: float,
-    seed: Tensor | None,
-    scale: float,
-    bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v, and of the bias if wanted, else an empty tensor."""
-    return tiled_attention_backward(
-        q, k, v, bias, out, logsumexp, dout, causal, window, dropout, seed, scale, bias_gradient
-    )
-
-
-def rotary_attention_forward(
-    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The output [batch, length, heads, head_dim] and the logarithm of each row's sum of exponentials."""
-    (qkv,) = widen(qkv)
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
-    q, k, v = qkv.unbind(2)
-    batch, length, heads, dim = q.shape
-    out = torch.empty(batch, length, heads, dim)
-    tiles = -(-length // TILE)
-    statistics = torch.empty(batch, heads, tiles, 2, TILE)
-    shape = (heads, length, k.shape[1], dim, int(causal))
-    places = (*_place(q), *_place(k), *_place(v), *_place(out))
-    arguments = (*shape, *_tables((cosines, sines)), scale * LOG2_E, statistics.data_ptr(), *places)
-    pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
-    room = _room(length, k.shape[1], dim)
-    run_tasks(_forward, batch * heads, _FORWARD_NANOSECONDS * pairs * dim, room, arguments)
-    logsumexp = (statistics[..., 0, :] - statistics[..., 1, :].log2()).flatten(2)[..., :length] * LN_2
-    return out, logsumexp.contiguous()
-
-
-def rotary_attention_backward(
-    qkv: Tensor,
-    cosines: Tensor,
-    sines: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    dout: Tensor,
-    causal: bool,
-    scale: float,
-) -> Tensor:
-    """The gradient of qkv."""
-    qkv, gradient = widen(qkv, dout)
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
-    gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
-    q, k, v = qkv.unbind(2)
-    batch, length, heads, dim = q.shape
-    dqkv = torch.empty(qkv.shape)
-    tiles = -(-length // TILE)
-    statistics = torch.ones(batch, heads, tiles, 2, TILE)
-    filled = torch.nn.functional.pad(logsumexp / LN_2, (0, tiles * TILE - length))
-    statistics[..., 0, :] = filled.view(batch, heads, tiles, TILE)
-    shape = (heads, length, k.shape[1], dim, int(causal))
-    places = [number for tensor in (q, k, v, gradient, *dqkv.unbind(2)) for number in _place(tensor)]
-    arguments = (*shape, *_tables((cosines, sines)), scale * LOG2_E, statistics.data_ptr(), *places)
-    pairs = batch * heads * length * k.shape[1] * (0.5 if causal else 1.0)
-    room = _room(length, k.shape[1], dim)
-    run_tasks(_backward, batch * heads, _BACKWARD_NANOSECONDS * pairs * dim, room, arguments)
-    return dqkv
-
-
-def _place(tensor: Tensor) -> tuple[int, int, int, int]:
-    """Address and strides in bytes of [batch, length, heads, head_dim] whose channels lie side by side."""
-    a, b, c, _ = tensor.stride()
-    return tensor.data_ptr(), a * BYTES, b * BYTES, c * BYTES
-
-
-def _tables(tables: tuple[Tensor, Tensor] | None) -> tuple[int, int]:
-    return (0, 0) if tables is None else (tables[0].data_ptr(), tables[1].data_ptr())
-
-
-def _room(length: int, keys: int, dim: int) -> int:
-    """Floats of scratch: what `_forward` and `_backward` lay out, rounded up."""
-    keys, length, dim = -(-keys // LANES) * LANES, -(-length // TILE) * TILE, -(-dim // LANES) * LANES
-    of_keys = 6 * (keys + LANES) * dim + 2 * keys * TILE
-    of_queries = 5 * dim * TILE + (dim + LANES) * length  # with the tables, whose last rows are rounded up
-    return of_keys + of_queries + LANES * LANES + 2 * TILE
-
-
-@njit(nogil=True)
-def _rotate(x: int, stride: int, cosines: int, sines: int, table: int, half: int, scale: Any, turn: Any) -> None:
-    """16 positions, transposed: pairs (d, d + half) rotated by their angles (`turn` 1) or back (-1), and scaled."""
-    for d in range(half):
-        c = multiply(load(cosines + d * table), full(scale))
-        s = multiply(load(sines + d * table), full(scale * turn))
-        left, right = load(x + d * stride), load(x + (d + half) * stride)
-        store(x + d * stride, subtract(multiply(left, c), multiply(right, s)))
-        store(x + (d + half) * stride, multiply_add(left, s, multiply(right, c)))
-
-
-@njit(nogil=True)
-def _scale(x: int, stride: int, rows: int, scale: Any) -> None:
-    for d in range(rows):
-        store(x + d * stride, multiply(load(x + d * stride), full(scale)))
-
-
-@njit(nogil=True)
-def _turned(
-    x: int,
+@njit(nogil=True, error_model="numpy")
+def _read_rows(
+    target: int,
+    line: int,
+    source: int,
     stride: int,
-    position: int,
+    count: int,
+    padded: int,
     dim: int,
+    scale: Any,
     cosines: int,
     sines: int,
-    table: int,
-    scale: Any,
-    turn: Any,
 ) -> None:
-    """16 positions from `position` on, transposed: rotated where there are tables, and scaled."""
-    if table != 0:
-        place = position * BYTES
-        _rotate(x, stride, cosines + place, sines + place, table, dim // 2, scale, turn)
+    """Rows of `dim` floats, scaled, into rows of `line` bytes, zeros behind them and in rows up to `padded`.
+
+    Where there are tables (of the first row on), pairs of channels are rotated.
+    """
+    factor, half = full(scale), dim // 2
+    for row in range(count):
+        place, to = source + row * stride, target + row * line
+        if cosines != 0:
+            store(to + line - ROW, full(_ZERO))
+            for d in range(0, half, LANES):
+                left, right = load_lanes(place + d * BYTES, half - d), load_lanes(place + (half + d) * BYTES, half - d)
+                c = load_lanes(cosines + (row * half + d) * BYTES, half - d)
+                s = load_lanes(sines + (row * half + d) * BYTES, half - d)
+                turned = subtract(multiply(left, c), multiply(right, s))
+                store_lanes(to + d * BYTES, half - d, multiply(turned, factor))
+                turned = multiply_add(left, s, multiply(right, c))
+                store_lanes(to + (half + d) * BYTES, half - d, multiply(turned, factor))
+        else:
+            for d in range(0, dim, LANES):
+                store(to + d * BYTES, multiply(load_lanes(place + d * BYTES, dim - d), factor))
+    for row in range(count, padded):
+        fill(target + row * line, line // BYTES, _ZERO)
+
+
+@njit(nogil=True, error_model="numpy")
+def _write_rows(
+    target: int, stride: int, source: int, line: int, count: int, dim: int, scale: Any, cosines: int, sines: int
+) -> None:
+    """Rows of `dim` floats, scaled, from rows of `line` bytes; rotated back where there are tables."""
+    factor, half = full(scale), dim // 2
+    for row in range(count):
+        place, to = source + row * line, target + row * stride
+        if cosines != 0:
+            for d in range(0, half, LANES):
+                left, right = load_lanes(place + d * BYTES, half - d), load_lanes(place + (half + d) * BYTES, half - d)
+                c = load_lanes(cosines + (row * half + d) * BYTES, half - d)
+                s = load_lanes(sines + (row * half + d) * BYTES, half - d)
+                turned = multiply_add(left, c, multiply(right, s))
+                store_lanes(to + d * BYTES, half - d, multiply(turned, factor))
+                turned = subtract(multiply(right, c), multiply(left, s))
+                store_lanes(to + (half + d) * BYTES, half - d, multiply(turned, factor))
+        else:
+            for d in range(0, dim, LANES):
+                store_lanes(to + d * BYTES, dim - d, multiply(load(place + d * BYTES), factor))
+
+
+@njit(nogil=True, error_model="numpy")
+def _seen_from(position: int, window: int) -> Any:
+    """The first key that a position sees."""
+    return max(position - window + 1, 0) if window != 0 else 0
+
+
+@njit(nogil=True, error_model="numpy")
+def _seen_until(position: int, keys: int, causal: int, window: int) -> Any:
+    """The key after the last that a position sees."""
+    if causal != 0:
+        return min(position + 1, keys)
+    return min(position + window, keys) if window != 0 else keys
+
+
+@njit(nogil=True, error_model="numpy")
+def _scores_of_block(
+    scores: int,
+    queries: int,
+    keys_rows: int,
+    line: int,
+    dim: int,
+    key: int,
+    count: int,
+    position: int,
+    rows: int,
+    keys: int,
+    causal: int,
+    window: int,
+    bias: int,
+    bias_row: int,
+    bias_key: int,
+    square: int,
+) -> None:
+    """The scores of `count` keys from `key` on, a key to a row: with the bias, and -inf where a lane may not see."""
+    for j in range(0, count, 6):
+        place = keys_rows + (key + j) * line
+        _scores(scores + j * TILE_ROW, TILE_ROW, queries, TILE_ROW, place, line, BYTES, dim)
+    if bias != 0:
+        _add_bias(scores, bias, bias_row, bias_key, key, min(count, keys - key), rows, square)
+    first = _seen_from(position + rows - 1, window)
+    last = _seen_until(position, keys, causal, window)
+    if key < first or key + count > last:
+        hidden = full(_HIDDEN)
+        for j in range(count):
+            distance = key + j - position  # from the first lane's position to the key
+            low, high = 0, TILE
+            if causal != 0:
+                low = distance
+            elif window != 0:
+                low = distance - window + 1
+            if window != 0:
+                high = distance + window
+            if key + j >= keys:
+                high = 0
+            if low > 0 or high < TILE:
+                for lane in range(0, TILE, LANES):
+                    place = scores + j * TILE_ROW + lane * BYTES
+                    store(place, between(load(place), low - lane, high - lane, hidden))
+
+
+@njit(nogil=True, error_model="numpy")
+def _add_bias(
+    scores: int, bias: int, bias_row: int, bias_key: int, key: int, count: int, rows: int, square: int
+) -> None:
+    """Adds the bias of the tile's queries; `bias` is the address for the tile's first query and key 0."""
+    factor = full(_LOG2_E)
+    if bias_row == 0:
+        for j in range(count):
+            value = multiply(broadcast(bias + (key + j) * bias_key), factor)
+            for lane in range(0, TILE, LANES):
+                place = scores + j * TILE_ROW + lane * BYTES
+                store(place, add(load(place), value))
     else:
-        _scale(x, stride, dim, scale)
+        for j in range(0, count, LANES):
+            for lane in range(0, min(rows, TILE), LANES):
+                source = bias + lane * bias_row + (key + j) * bias_key
+                read_square(square, source, bias_row, bias_key, rows - lane, count - j)
+                for r in range(min(count - j, LANES)):
+                    place = scores + (j + r) * TILE_ROW + lane * BYTES
+                    store(place, multiply_add(load(square + r * ROW), factor, load(place)))
 
 
-@njit(nogil=True)
-def _hide(scores: int, first: int, last: int, visible: int, mask: int) -> None:
-    """-inf where a lane may not see a key: key j is seen from lane j - `visible` on."""
-    for j in range(first, last):
-        edge = mask + (TILE - min(j - visible, TILE)) * BYTES
-        place = scores + j * TILE_ROW
-        store(place, add(load(place), load(edge)))
-        store(place + ROW, add(load(place + ROW), load(edge + ROW)))
+@njit(nogil=True, error_model="numpy")
+def _multiply_rows(target: int, rows: int, factors: int) -> None:
+    """Each of the rows of a tile times a row of factors."""
+    a, b, c, d = load(factors), load(factors + ROW), load(factors + 2 * ROW), load(factors + 3 * ROW)
+    for place in range(target, target + rows * TILE_ROW, TILE_ROW):
+        store(place, multiply(load(place), a))
+        store(place + ROW, multiply(load(place + ROW), b))
+        store(place + 2 * ROW, multiply(load(place + 2 * ROW), c))
+        store(place + 3 * ROW, multiply(load(place + 3 * ROW), d))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
+def _softmax_of_block(
+    scores: int, count: int, largest: int, total: int, factors: int, first: int, second: int, key: int, limit: int
+) -> None:
+    """Scores become exponentials below the running maximum; what their sums so far must be scaled by: `factors`."""
+    a, b, c, d = load(largest), load(largest + ROW), load(largest + 2 * ROW), load(largest + 3 * ROW)
+    for place in range(scores, scores + count * TILE_ROW, TILE_ROW):
+        a, b = maximum(load(place), a), maximum(load(place + ROW), b)
+        c, d = maximum(load(place + 2 * ROW), c), maximum(load(place + 3 * ROW), d)
+    for lane, new in ((0, a), (ROW, b), (2 * ROW, c), (3 * ROW, d)):
+        factor = exp2(subtract(load(largest + lane), new))
+        store(largest + lane, new)
+        store(factors + lane, factor)
+        store(total + lane, multiply(load(total + lane), factor))
+    for lane in range(0, TILE_ROW, ROW):
+        base, even = load(largest + lane), load(total + lane)
+        odd = full(_ZERO)
+        for j in range(0, count, 2):
+            place = scores + j * TILE_ROW + lane
+            e, f = exp2(subtract(load(place), base)), exp2(subtract(load(place + TILE_ROW), base))
+            even, odd = add(even, e), add(odd, f)
+            if limit != 0:
+                e = drop_lanes(e, first + lane, second + lane, key + j, limit)
+                f = drop_lanes(f, first + lane, second + lane, key + j + 1, limit)
+            store(place, e)
+            store(place + TILE_ROW, f)
+        store(total + lane, add(even, odd))
+
+
+@njit(nogil=True, error_model="numpy")
+def _add_product(target: int, rows: int, scores: int, matrix: int, line: int, count: int) -> None:
+    """target[d, :] += sum over keys n < count of matrix[n, d] scores[n, :] for d < rows (and up to one more)."""
+    d = 0
+    while rows - d > 4:
+        _add_6(target + d * TILE_ROW, TILE_ROW, scores, TILE_ROW, matrix + d * BYTES, BYTES, line, count)
+        d += 6
+    if rows - d > 2:
+        _add_4(target + d * TILE_ROW, TILE_ROW, scores, TILE_ROW, matrix + d * BYTES, BYTES, line, count)
+    elif rows > d:
+        _add_2(target + d * TILE_ROW, TILE_ROW, scores, TILE_ROW, matrix + d * BYTES, BYTES, line, count)
+
+
+@njit(nogil=True, error_model="numpy")
+def _add_transposed_product(target: int, line: int, count: int, scores: int, matrix: int, rows: int) -> None:
+    """target[n, :] += sum over queries r < rows of scores[n, r] matrix[r, :] for keys n < count."""
+    column = 0
+    while line - column >= 4 * ROW:
+        for j in range(0, count, 6):
+            out, y = target + j * line + column, scores + j * TILE_ROW
+            _add_wide(out, line, matrix + column, line, y, TILE_ROW, BYTES, rows)
+        column += 4 * ROW
+    if line - column >= 2 * ROW:
+        for j in range(0, count, 12):
+            out, y = target + j * line + column, scores + j * TILE_ROW
+            _add_middle(out, line, matrix + column, line, y, TILE_ROW, BYTES, rows)
+        column += 2 * ROW
+    if line > column:
+        for j in range(0, count, 12):
+            out, y = target + j * line + column, scores + j * TILE_ROW
+            _add_narrow(out, line, matrix + column, line, y, TILE_ROW, BYTES, rows)
+
+
+@njit(nogil=True, error_model="numpy")
+def _read_words(target: int, words: int, rows_of_all: int, row: int, count: int) -> None:
+    """The dropout's words of the tile's rows: two rows of a tile."""
+    for lane in range(0, TILE, LANES):
+        here = words + (row + lane) * BYTES
+        store(target + lane * BYTES, load_lanes(here, max(count - lane, 0)))
+        store(target + TILE_ROW + lane * BYTES, load_lanes(here + rows_of_all * BYTES, max(count - lane, 0)))
+
+
+@compiled
 def _forward(
     first: int,
     last: int,
     scratch: int,
+    parts: int,
+    batches: int,
     heads: int,
+    kv_heads: int,
     length: int,
     keys: int,
     dim: int,
     causal: int,
+    window: int,
+    factor: float,
     cosines: int,
     sines: int,
-    factor: float,
-    statistics: int,
+    words: int,
+    limit: int,
+    kept_share: float,
+    bias: int,
+    bias_batch: int,
+    bias_head: int,
+    bias_row: int,
+    bias_key: int,
+    logsumexp: int,
     q: int,
     q_batch: int,
     q_time: int,
@@ -239,86 +335,116 @@ def _forward(
     out_time: int,
     out_head: int,
 ) -> None:
-    scale, forward = np.float32(factor), np.float32(1)
-    wide, padded, tiles = up(dim, LANES), up(keys, LANES), (length + TILE - 1) // TILE
-    line, step = wide * BYTES, (padded + LANES) * BYTES
-    kt = scratch  # keys, transposed: [wide, padded + 16] (a stride that is no power of two)
-    rows = kt + wide * step  # values: [padded, wide]
-    qt = rows + padded * line  # queries, transposed: [wide, 32]
-    ot = qt + wide * TILE_ROW  # output, transposed
-    scores = ot + wide * TILE_ROW  # then probabilities: [padded, 32]
-    spare = scores + padded * TILE_ROW
-    mask = spare + LANES * ROW
-    ct = mask + 2 * TILE_ROW  # tables, transposed: [half, table]
-    table = up(length, TILE) * BYTES if cosines != 0 else 0
-    st = ct + dim // 2 * table
-    _prepare(mask, ct, st, table, cosines, sines, length, dim // 2, spare)
-    for item in range(first, last):
-        batch, head = item // heads, item % heads
-        source = k + batch * k_batch + head * k_head
-        for j in range(0, keys, LANES):
-            read_transposed(kt + j * BYTES, step, source + j * k_time, k_time, keys - j, dim, spare)
-            if table != 0:
-                _turned(kt + j * BYTES, step, j, dim, ct, st, table, _ONE, forward)
-        _copy(rows, line, v + batch * v_batch + head * v_head, v_time, keys, padded, dim)
-        for tile in range(tiles):
-            start = tile * TILE
-            source = q + batch * q_batch + head * q_head
-            for half in range(2):
-                here, place = start + half * LANES, qt + half * ROW
-                read_transposed(place, TILE_ROW, source + here * q_time, q_time, length - here, dim, spare)
-                _turned(place, TILE_ROW, here, dim, ct, st, table, scale, forward)
-            visible = start + keys - length if causal else keys - TILE
-            seen = min(visible + TILE, keys)
-            end = up(seen, 8)
-            for j in range(0, seen, 8):
-                product_of_tile(scores + j * TILE_ROW, qt, kt + j * BYTES, step, dim)
-            _hide(scores, max(visible, 0) if causal else seen, end, visible, mask)
-            left = right = full(np.float32(-np.inf))
-            for j in range(end):
-                left = maximum(load(scores + j * TILE_ROW), left)
-                right = maximum(load(scores + j * TILE_ROW + ROW), right)
-            left_sum = right_sum = full(_ZERO)
-            for j in range(end):
-                place = scores + j * TILE_ROW
-                e, f = exp2(subtract(load(place), left)), exp2(subtract(load(place + ROW), right))
-                left_sum, right_sum = add(left_sum, e), add(right_sum, f)
-                store(place, e)
-                store(place + ROW, f)
-            left_sum, right_sum = divide(full(_ONE), left_sum), divide(full(_ONE), right_sum)
-            kept = statistics + (item * tiles + tile) * 2 * TILE_ROW
-            store(kept, left)
-            store(kept + ROW, right)
-            store(kept + TILE_ROW, left_sum)
-            store(kept + TILE_ROW + ROW, right_sum)
-            for d in range(0, dim, 8):
-                product_of_tile(ot + d * TILE_ROW, scores, rows + d * BYTES, line, seen)
-            for d in range(dim):
-                place = ot + d * TILE_ROW
-                store(place, multiply(load(place), left_sum))
-                store(place + ROW, multiply(load(place + ROW), right_sum))
-            target = out + batch * out_batch + head * out_head
-            for half in range(2):
-                here = start + half * LANES
-                write_transposed(
-                    target + here * out_time, out_time, ot + half * ROW, TILE_ROW, length - here, dim, spare
-                )
+    """Compiled. Tensors are addresses (0 for None); `_batch` and so on are strides in bytes."""
+    wide, tiles, group = up(dim, LANES), (length + TILE - 1) // TILE, heads // kv_heads
+    line, padded, offset, table = wide * BYTES, keys + STEP, keys - length, dim // 2 * BYTES
+    key_rows = scratch
+    value_rows = key_rows + padded * line
+    query_rows = value_rows + padded * line  # [64, wide], then the output's
+    queries = query_rows + TILE * line  # transposed: [wide, 64]
+    mixed = queries + wide * TILE_ROW  # the output, transposed
+    scores = mixed + wide * TILE_ROW  # [48, 64], a key to a row
+    largest = scores + BLOCK * TILE_ROW
+    total, factors, drawn = largest + TILE_ROW, largest + 2 * TILE_ROW, largest + 3 * TILE_ROW
+    square = drawn + 2 * TILE_ROW
+    for task in range(first, last):
+        part, item = task % parts, task // parts
+        batch, kv_head = item // kv_heads, item % kv_heads
+        source = k + batch * k_batch + kv_head * k_head
+        _read_rows(key_rows, line, source, k_time, keys, padded, dim, _ONE, cosines, sines)
+        source = v + batch * v_batch + kv_head * v_head
+        _read_rows(value_rows, line, source, v_time, keys, padded, dim, _ONE, 0, 0)
+        for turn_of in range(part, group * tiles, parts):
+            head, start = kv_head * group + turn_of // tiles, turn_of % tiles * TILE
+            rows, position = min(length - start, TILE), start + offset
+            angles = start * table if cosines != 0 else 0
+            source = q + batch * q_batch + head * q_head + start * q_time
+            of_rows = (cosines + angles, sines + angles)
+            _read_rows(query_rows, line, source, q_time, rows, TILE, dim, np.float32(factor), *of_rows)
+            turn(queries, TILE_ROW, query_rows, line, TILE, wide)
+            row = (batch * heads + head) * length + start
+            if limit != 0:
+                _read_words(drawn, words, batches * heads * length, row, rows)
+            fill(mixed, wide * TILE, _ZERO)
+            fill(largest, TILE, _LOWEST)
+            fill(total, TILE, _ZERO)
+            here = 0
+            if bias != 0:
+                here = bias + batch * bias_batch + head * bias_head + start * bias_row
+            key = _seen_from(position, window)
+            end = _seen_until(position + rows - 1, keys, causal, window)
+            while key < end:
+                count = up(min(end - key, BLOCK), STEP)
+                _scores_of_block(
+                    scores, queries, key_rows, line, dim, key, count, position, rows, keys, causal, window,
+                    here, bias_row, bias_key, square,
+                )  # fmt: skip
+                _softmax_of_block(scores, count, largest, total, factors, drawn, drawn + TILE_ROW, key, limit)
+                _multiply_rows(mixed, dim, factors)
+                _add_product(mixed, dim, scores, value_rows + key * line, line, count)
+                key += BLOCK
+            for lane in range(0, TILE_ROW, ROW):
+                sums = load(total + lane)
+                store(factors + lane, divide(full(np.float32(1 / kept_share)), sums))
+                kept = multiply(add(load(largest + lane), log2(sums)), full(_LN_2))
+                store(largest + lane, kept)
+            for lane in range(rows):
+                if load_scalar(total + lane * BYTES) == 0:
+                    store_scalar(factors + lane * BYTES, _ZERO)
+                    store_scalar(largest + lane * BYTES, _NOTHING)
+            for lane in range(0, rows, LANES):
+                store_lanes(logsumexp + (row + lane) * BYTES, rows - lane, load(largest + lane * BYTES))
+            _multiply_rows(mixed, dim, factors)
+            turn(query_rows, line, mixed, TILE_ROW, wide, TILE)
+            target = out + batch * out_batch + head * out_head + start * out_time
+            _write_rows(target, out_time, query_rows, line, rows, dim, _ONE, 0, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
+def _differentiate_block(
+    shares: int, dscores: int, count: int, kept: int, dots: int, drawn: int, key: int, limit: int
+) -> None:
+    """Scores become probabilities, for dV: dropped out; gradients of the probabilities become those of the scores."""
+    for lane in range(0, TILE_ROW, ROW):
+        base, dot = load(kept + lane), load(dots + lane)
+        for j in range(count):
+            place, gradient = shares + j * TILE_ROW + lane, dscores + j * TILE_ROW + lane
+            e, g = exp2(subtract(load(place), base)), load(gradient)
+            share = e
+            if limit != 0:
+                share = drop_lanes(e, drawn + lane, drawn + TILE_ROW + lane, key + j, limit)
+                g = drop_lanes(g, drawn + lane, drawn + TILE_ROW + lane, key + j, limit)
+            store(place, share)
+            store(gradient, multiply(e, subtract(g, dot)))
+
+
+@compiled
 def _backward(
     first: int,
     last: int,
     scratch: int,
+    parts: int,
+    batches: int,
     heads: int,
+    kv_heads: int,
     length: int,
     keys: int,
     dim: int,
     causal: int,
+    window: int,
+    factor: float,
     cosines: int,
     sines: int,
-    factor: float,
-    statistics: int,
+    words: int,
+    limit: int,
+    kept_share: float,
+    bias: int,
+    bias_batch: int,
+    bias_head: int,
+    bias_row: int,
+    bias_key: int,
+    dbias: int,
+    logsumexp: int,
     q: int,
     q_batch: int,
     q_time: int,
@@ -331,6 +457,10 @@ def _backward(
     v_batch: int,
     v_time: int,
     v_head: int,
+    out: int,
+    out_batch: int,
+    out_time: int,
+    out_head: int,
     g: int,
     g_batch: int,
     g_time: int,
@@ -340,134 +470,298 @@ def _backward(
     dq_time: int,
     dq_head: int,
     dk: int,
+    dk_part: int,
     dk_batch: int,
     dk_time: int,
     dk_head: int,
     dv: int,
+    dv_part: int,
     dv_batch: int,
     dv_time: int,
     dv_head: int,
 ) -> None:
-    scale, forward, back = np.float32(factor), np.float32(1), np.float32(-1)
-    ln_2 = np.float32(LN_2)
-    wide, padded, tiles = up(dim, LANES), up(keys, LANES), (length + TILE - 1) // TILE
-    line, step = wide * BYTES, (padded + LANES) * BYTES
-    kt = scratch  # keys, transposed: [wide, padded + 16] (a stride that is no power of two)
-    vt = kt + wide * step  # values, transposed
-    rows = vt + wide * step  # keys: [padded, wide]
-    dk_rows = rows + padded * line
-    dv_rows = dk_rows + padded * line
-    qt = dv_rows + padded * line  # queries, transposed: [wide, 32]
-    gt = qt + wide * TILE_ROW  # gradient of the output, transposed
-    dqt = gt + wide * TILE_ROW
-    q_rows = dqt + wide * TILE_ROW  # [32, wide]
-    g_rows = q_rows + wide * TILE_ROW
-    p = g_rows + wide * TILE_ROW  # scores, then probabilities: [padded, 32]
-    ds = p + padded * TILE_ROW  # gradient of the probabilities, then of the scores
-    spare = ds + padded * TILE_ROW
-    mask = spare + LANES * ROW
-    ct = mask + 2 * TILE_ROW  # tables, transposed: [half, table]
-    table = up(length, TILE) * BYTES if cosines != 0 else 0
-    st = ct + dim // 2 * table
-    _prepare(mask, ct, st, table, cosines, sines, length, dim // 2, spare)
-    for item in range(first, last):
-        batch, head = item // heads, item % heads
-        for j in range(0, keys, LANES):
-            source, place = k + batch * k_batch + j * k_time + head * k_head, kt + j * BYTES
-            read_transposed(place, step, source, k_time, keys - j, dim, spare)
-            if table != 0:
-                _turned(place, step, j, dim, ct, st, table, _ONE, forward)
-            for d in range(0, wide, LANES):
-                transpose(rows + j * line + d * BYTES, line, place + d * step, step)
-            source = v + batch * v_batch + j * v_time + head * v_head
-            read_transposed(vt + j * BYTES, step, source, v_time, keys - j, dim, spare)
-        for place in range(dk_rows, qt, ROW):
-            store(place, full(_ZERO))
-        for tile in range(tiles):
-            start = tile * TILE
-            for half in range(2):
-                here, place = start + half * LANES, half * ROW
-                source = q + batch * q_batch + here * q_time + head * q_head
-                read_transposed(qt + place, TILE_ROW, source, q_time, length - here, dim, spare)
-                _turned(qt + place, TILE_ROW, here, dim, ct, st, table, scale, forward)
-                source = g + batch * g_batch + here * g_time + head * g_head
-                read_transposed(gt + place, TILE_ROW, source, g_time, length - here, dim, spare)
-                for d in range(0, wide, LANES):
-                    row = half * LANES * line + d * BYTES
-                    transpose(q_rows + row, line, qt + place + d * TILE_ROW, TILE_ROW)
-                    transpose(g_rows + row, line, gt + place + d * TILE_ROW, TILE_ROW)
-            visible = start + keys - length if causal else keys - TILE
-            seen = min(visible + TILE, keys)
-            end = up(seen, 8)
-            for j in range(0, seen, 8):
-                product_of_tile(p + j * TILE_ROW, qt, kt + j * BYTES, step, dim)
-                product_of_tile(ds + j * TILE_ROW, gt, vt + j * BYTES, step, dim)
-            _hide(p, max(visible, 0) if causal else seen, end, visible, mask)
-            _softmax_backward(p, ds, end, statistics + (item * tiles + tile) * 2 * TILE_ROW)
-            for d in range(0, dim, 8):
-                product_of_tile(dqt + d * TILE_ROW, ds, rows + d * BYTES, line, seen)
-            for half in range(2):
-                here, place = start + half * LANES, dqt + half * ROW
-                _turned(place, TILE_ROW, here, dim, ct, st, table, scale * ln_2, back)
-                target = dq + batch * dq_batch + here * dq_time + head * dq_head
-                write_transposed(target, dq_time, place, TILE_ROW, length - here, dim, spare)
-            for d in range(0, line, ROW):
-                for j in range(0, seen, 8):
-                    add_rows_of_tile(dk_rows + j * line + d, line, q_rows + d, line, ds + j * TILE_ROW)
-                    add_rows_of_tile(dv_rows + j * line + d, line, g_rows + d, line, p + j * TILE_ROW)
-        for j in range(0, keys, LANES):
-            for d in range(0, wide, LANES):
-                transpose(qt + d * TILE_ROW, TILE_ROW, dk_rows + j * line + d * BYTES, line)
-            _turned(qt, TILE_ROW, j, dim, ct, st, table, ln_2, back)
-            target = dk + batch * dk_batch + j * dk_time + head * dk_head
-            write_transposed(target, dk_time, qt, TILE_ROW, keys - j, dim, spare)
-        for j in range(keys):
-            target = dv + batch * dv_batch + j * dv_time + head * dv_head
-            for d in range(0, dim, LANES):
-                store_lanes(target + d * BYTES, dim - d, load(dv_rows + j * line + d * BYTES))
+    """Compiled. Tensors are addresses (0 for None); `_batch` and so on are strides in bytes."""
+    wide, tiles, group = up(dim, LANES), (length + TILE - 1) // TILE, heads // kv_heads
+    line, padded, offset, table = wide * BYTES, keys + STEP, keys - length, dim // 2 * BYTES
+    key_rows = scratch
+    value_rows = key_rows + padded * line
+    dkeys = value_rows + padded * line
+    dvalues = dkeys + padded * line
+    query_rows = dvalues + padded * line  # [64, wide], then the gradient's
+    gradient_rows = query_rows + TILE * line  # first the output's
+    queries = gradient_rows + TILE * line  # transposed: [wide, 64]
+    gradients = queries + wide * TILE_ROW
+    dqueries = gradients + wide * TILE_ROW
+    shares = dqueries + wide * TILE_ROW  # [48, 64], a key to a row: scores, then probabilities
+    dscores = shares + BLOCK * TILE_ROW
+    kept = dscores + BLOCK * TILE_ROW
+    dots, drawn = kept + TILE_ROW, kept + 2 * TILE_ROW
+    square = drawn + 2 * TILE_ROW
+    for task in range(first, last):
+        part, item = task % parts, task // parts
+        batch, kv_head = item // kv_heads, item % kv_heads
+        source = k + batch * k_batch + kv_head * k_head
+        _read_rows(key_rows, line, source, k_time, keys, padded, dim, _ONE, cosines, sines)
+        source = v + batch * v_batch + kv_head * v_head
+        _read_rows(value_rows, line, source, v_time, keys, padded, dim, _ONE, 0, 0)
+        fill(dkeys, 2 * padded * wide, _ZERO)
+        for turn_of in range(part, group * tiles, parts):
+            head, start = kv_head * group + turn_of // tiles, turn_of % tiles * TILE
+            rows, position = min(length - start, TILE), start + offset
+            angles = start * table if cosines != 0 else 0
+            of_rows = (cosines + angles, sines + angles)
+            row = (batch * heads + head) * length + start
+            if limit != 0:
+                _read_words(drawn, words, batches * heads * length, row, rows)
+            source = out + batch * out_batch + head * out_head + start * out_time
+            _read_rows(query_rows, line, source, out_time, rows, TILE, dim, np.float32(kept_share), 0, 0)
+            source = g + batch * g_batch + head * g_head + start * g_time
+            _read_rows(gradient_rows, line, source, g_time, rows, TILE, dim, np.float32(1 / kept_share), 0, 0)
+            for lane in range(TILE):
+                dot = full(_ZERO)
+                for d in range(lane * line, lane * line + line, ROW):
+                    dot = multiply_add(load(query_rows + d), load(gradient_rows + d), dot)
+                store_scalar(dots + lane * BYTES, sum_of_lanes(dot))
+            fill(kept, TILE, _NOTHING)
+            for lane in range(0, rows, LANES):
+                value = load_lanes(logsumexp + (row + lane) * BYTES, rows - lane)
+                value = between(value, 0, rows - lane, full(_NOTHING))
+                store(kept + lane * BYTES, multiply(value, full(_LOG2_E)))
+            source = q + batch * q_batch + head * q_head + start * q_time
+            _read_rows(query_rows, line, source, q_time, rows, TILE, dim, np.float32(factor), *of_rows)
+            turn(queries, TILE_ROW, query_rows, line, TILE, wide)
+            turn(gradients, TILE_ROW, gradient_rows, line, TILE, wide)
+            fill(dqueries, wide * TILE, _ZERO)
+            here = 0
+            if bias != 0:
+                here = bias + batch * bias_batch + head * bias_head + start * bias_row
+            key = _seen_from(position, window)
+            end = _seen_until(position + rows - 1, keys, causal, window)
+            while key < end:
+                count = up(min(end - key, BLOCK), STEP)
+                _scores_of_block(
+                    shares, queries, key_rows, line, dim, key, count, position, rows, keys, causal, window,
+                    here, bias_row, bias_key, square,
+                )  # fmt: skip
+                for j in range(0, count, 6):
+                    place = value_rows + (key + j) * line
+                    _scores(dscores + j * TILE_ROW, TILE_ROW, gradients, TILE_ROW, place, line, BYTES, dim)
+                _differentiate_block(shares, dscores, count, kept, dots, drawn, key, limit)
+                _add_product(dqueries, dim, dscores, key_rows + key * line, line, count)
+                _add_transposed_product(dkeys + key * line, line, count, dscores, query_rows, TILE)
+                _add_transposed_product(dvalues + key * line, line, count, shares, gradient_rows, TILE)
+                if dbias != 0:
+                    columns = min(count, keys - key)
+                    for j in range(0, columns, LANES):
+                        for lane in range(0, rows, LANES):
+                            target = dbias + ((row + lane) * keys + key + j) * BYTES
+                            tile = dscores + j * TILE_ROW + lane * BYTES
+                            write_square(target, keys * BYTES, tile, TILE_ROW, rows - lane, columns - j, square)
+                key += BLOCK
+            turn(query_rows, line, dqueries, TILE_ROW, wide, TILE)
+            target = dq + batch * dq_batch + head * dq_head + start * dq_time
+            scale = np.float32(factor * LN_2)
+            _write_rows(target, dq_time, query_rows, line, rows, dim, scale, *of_rows)
+        target = dk + part * dk_part + batch * dk_batch + kv_head * dk_head
+        _write_rows(target, dk_time, dkeys, line, keys, dim, _LN_2, cosines, sines)
+        target = dv + part * dv_part + batch * dv_batch + kv_head * dv_head
+        _write_rows(target, dv_time, dvalues, line, keys, dim, _ONE, 0, 0)
 
 
-@njit(nogil=True)
-def _prepare(
-    mask: int, ct: int, st: int, table: int, cosines: int, sines: int, length: int, half: int, spare: int
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The output, and the logarithm of the sum of exponentials of each row. Arguments are unchecked."""
+    out = torch.empty(q.shape, dtype=torch.float32, device="cpu")
+    logsumexp = _run_forward(q, k, v, None, bias, causal, window, dropout, seed, scale, out)
+    return out.to(q.dtype), logsumexp
+
+
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    dout: Tensor,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v, and of the bias if wanted, else an empty tensor. Arguments are unchecked."""
+    every = q.shape[0], q.shape[2], q.shape[1], k.shape[1]
+    if bias is not None and bias_gradient and bias.shape != every:  # which sums over what several tasks compute
+        return tiled_attention_backward(
+            q, k, v, bias, out, logsumexp, dout, causal, window, dropout, seed, scale, bias_gradient
+        )
+    dbias = torch.zeros(every if bias_gradient else (0,), dtype=torch.float32, device="cpu")
+    dq, dk, dv = (torch.empty(tensor.shape, dtype=torch.float32, device="cpu") for tensor in (q, k, v))
+    given = out, logsumexp, dout, dq, dk, dv, dbias
+    _run_backward(q, k, v, None, bias, causal, window, dropout, seed, scale, *given)
+    wanted = q.dtype if bias is None else bias.dtype
+    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dbias.to(wanted if bias_gradient else q.dtype)
+
+
+def rotary_attention_forward(
+    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The output [batch, length, heads, head_dim] and the logarithm of each row's sum of exponentials."""
+    batch, length, _, heads, dim = qkv.shape
+    out = torch.empty(batch, length, heads, dim, dtype=torch.float32, device="cpu")
+    q, k, v = qkv.unbind(2)
+    logsumexp = _run_forward(q, k, v, (cosines, sines), None, causal, 0, 0.0, None, scale, out)
+    return out.to(qkv.dtype), logsumexp
+
+
+def rotary_attention_backward(
+    qkv: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    dout: Tensor,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    """The gradient of qkv."""
+    dqkv = torch.empty(qkv.shape, dtype=torch.float32, device="cpu")
+    (q, k, v), (dq, dk, dv) = qkv.unbind(2), dqkv.unbind(2)
+    given = out, logsumexp, dout, dq, dk, dv, dqkv.new_empty(0)
+    _run_backward(q, k, v, (cosines, sines), None, causal, 0, 0.0, None, scale, *given)
+    return dqkv.to(qkv.dtype)
+
+
+def _run_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor] | None,
+    bias: Tensor | None,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+    out: Tensor,
+) -> Tensor:
+    """Writes into `out`; the logarithms of the sums of exponentials."""
+    batch, length, heads, dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    logsumexp = torch.empty(batch, heads, length, dtype=torch.float32, device="cpu")
+    parts = _parts(q, k, _FORWARD_TASKS)
+    given = _Given(q, k, v, tables, bias, causal, window, dropout, seed, scale, parts)
+    places = [number for tensor in (given.q, given.k, given.v, out) for number in _place(tensor)]
+    arguments = (*given.options, logsumexp.data_ptr(), *places)
+    work = _FORWARD_NANOSECONDS * batch * heads * pairs(length, keys, causal, window) * dim
+    wide = _rounded(dim, LANES)
+    room = wide * (2 * (keys + STEP) + 3 * TILE) + (BLOCK + 6) * TILE + LANES * LANES
+    run_tasks(_forward, batch * kv_heads * parts, work, room, arguments)
+    return logsumexp
+
+
+def _run_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor] | None,
+    bias: Tensor | None,
+    causal: bool,
+    window: int,
+    dropout: float,
+    seed: Tensor | None,
+    scale: float,
+    out: Tensor,
+    logsumexp: Tensor,
+    dout: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dbias: Tensor,
 ) -> None:
-    """The mask, -inf in 32 floats and 0 in 32 more, of which a window is read; the tables transposed."""
-    for n in range(2 * TILE):
-        store_scalar(mask + n * BYTES, np.float32(-np.inf if n < TILE else 0))
-    if table != 0:
-        for t in range(0, up(length, TILE), LANES):
-            source, place = t * half * BYTES, t * BYTES
-            # rounded up to 16 channels: the sines overwrite what the cosines leave behind them
-            read_transposed(ct + place, table, cosines + source, half * BYTES, length - t, half, spare)
-        for t in range(0, up(length, TILE), LANES):
-            source, place = t * half * BYTES, t * BYTES
-            read_transposed(st + place, table, sines + source, half * BYTES, length - t, half, spare)
+    """Writes the gradients into the tensors given for them."""
+    batch, length, heads, dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    parts = _parts(q, k, _BACKWARD_TASKS)
+    given = _Given(q, k, v, tables, bias, causal, window, dropout, seed, scale, parts)
+    out, dout = (_rows(tensor) for tensor in widen(out, dout))
+    sums = torch.empty(2, parts, *k.shape, dtype=torch.float32, device="cpu") if parts > 1 else None
+    of_keys, of_values = (dk[None], dv[None]) if sums is None else sums
+    places = [number for tensor in (given.q, given.k, given.v, out, dout, dq) for number in _place(tensor)]
+    places += [number for tensor in (of_keys, of_values) for number in _place(tensor)]
+    arguments = (*given.options, dbias.data_ptr() if dbias.numel() else 0, logsumexp.data_ptr(), *places)
+    work = _BACKWARD_NANOSECONDS * batch * heads * pairs(length, keys, causal, window) * dim
+    wide = _rounded(dim, LANES)
+    room = wide * (4 * (keys + STEP) + 5 * TILE) + (2 * BLOCK + 5) * TILE + LANES * LANES
+    run_tasks(_backward, batch * kv_heads * parts, work, room, arguments)
+    if sums is not None:
+        torch.sum(of_keys, 0, out=dk)
+        torch.sum(of_values, 0, out=dv)
 
 
-@njit(nogil=True)
-def _copy(target: int, line: int, source: int, stride: int, count: int, padded: int, dim: int) -> None:
-    """Rows of `dim` floats into rows of `line` bytes, zeros behind them and in rows up to `padded`."""
-    for j in range(padded):
-        for d in range(0, dim, LANES):
-            value = load_lanes(source + j * stride + d * BYTES, dim - d) if j < count else full(_ZERO)
-            store(target + j * line + d * BYTES, value)
+class _Given:
+    """What both kernels are given: float32 tensors whose channels lie side by side, and the numbers of the call."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tables: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        causal: bool,
+        window: int,
+        dropout: float,
+        seed: Tensor | None,
+        scale: float,
+        parts: int,
+    ) -> None:
+        batch, length, heads, dim = q.shape
+        self.q, self.k, self.v = (_rows(tensor) for tensor in widen(q, k, v))
+        self.kept = [] if tables is None else [table.contiguous() for table in widen(*tables)]  # alive for the call
+        of_tables = tuple(table.data_ptr() for table in self.kept) or (0, 0)
+        of_words = 0, 0, 1.0
+        if dropout:
+            assert seed is not None, "dropout draws from a seed"
+            self.kept.append(row_words(seed, batch, heads, length, q.device))
+            of_words = self.kept[-1].data_ptr(), threshold(dropout), 1 - dropout
+        of_bias: tuple[int, ...] = (0, 0, 0, 0, 0)
+        if bias is not None:
+            (bias,) = widen(bias)
+            self.kept.append(bias)
+            steps = zip(bias.shape, bias.stride(), strict=True)
+            of_bias = bias.data_ptr(), *(0 if size == 1 else BYTES * stride for size, stride in steps)
+        self.options: tuple[int | float, ...] = (parts, batch, heads, k.shape[2], length, k.shape[1], dim, int(causal))
+        self.options += (window, scale * LOG2_E, *of_tables, *of_words, *of_bias)
 
 
-@njit(nogil=True)
-def _softmax_backward(p: int, ds: int, count: int, kept: int) -> None:
-    """Scores in `p` become probabilities; their gradients in `ds` become those of the scores."""
-    left, right = load(kept), load(kept + ROW)
-    left_share, right_share = load(kept + TILE_ROW), load(kept + TILE_ROW + ROW)
-    left_sum = right_sum = full(_ZERO)
-    for j in range(count):
-        place, gradient = p + j * TILE_ROW, ds + j * TILE_ROW
-        e = multiply(exp2(subtract(load(place), left)), left_share)
-        f = multiply(exp2(subtract(load(place + ROW), right)), right_share)
-        left_sum = multiply_add(e, load(gradient), left_sum)
-        right_sum = multiply_add(f, load(gradient + ROW), right_sum)
-        store(place, e)
-        store(place + ROW, f)
-    for j in range(count):
-        place, gradient = p + j * TILE_ROW, ds + j * TILE_ROW
-        store(gradient, multiply(load(place), subtract(load(gradient), left_sum)))
-        store(gradient + ROW, multiply(load(place + ROW), subtract(load(gradient + ROW), right_sum)))
+def _parts(q: Tensor, k: Tensor, tasks: int) -> int:
+    """How many tasks share a key/value head."""
+    items = q.shape[0] * k.shape[2]
+    queries = q.shape[1] * (q.shape[2] // k.shape[2])
+    return max(min(-(-tasks // max(items, 1)), queries // _QUERIES_OF_A_TASK), 1)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """`tensor` itself where its channels lie side by side, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _place(tensor: Tensor) -> tuple[int, ...]:
+    """Address and strides in bytes of all but the last axis, whose entries lie side by side."""
+    return tensor.data_ptr(), *(BYTES * stride for stride in tensor.stride()[:-1])
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

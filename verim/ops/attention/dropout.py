@@ -19,9 +19,15 @@ threads. In two steps:
 The reference, the tiled algorithm and the kernels of all devices use this definition: they give the same mask.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
+from llvmlite import ir
+from numba.core import types
 from torch import Tensor
+
+from verim.ops.vectors import BYTES, LANES, intrinsic, vector
 
 KEY_STEP, FIRST_MULTIPLIER, SECOND_MULTIPLIER = 0x9E3779B9, 0x21F0AAAD, 0x735A2D97
 _ROW_STEP = 0x9E3779B97F4A7C15
@@ -57,6 +63,38 @@ def kept(words: Int[Tensor, "2 *rows"], first_key: int, keys: int, dropout: floa
     x = ((x ^ (x >> 16)) * FIRST_MULTIPLIER + second) & _LOW
     x = ((x ^ (x >> 15)) * SECOND_MULTIPLIER) & _LOW
     return (x ^ (x >> 15)) >= threshold(dropout)
+
+
+@intrinsic
+def drop_lanes(typing: Any, value: Any, first: Any, second: Any, key: Any, limit: Any) -> Any:
+    """`value`, with zeros in the lanes that drop a key: the rows' words lie at addresses `first` and `second`, `limit`
+    is `threshold(dropout)`. For kernels."""
+    number, words = ir.IntType(32), ir.VectorType(ir.IntType(32), LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, first, second, key, limit = args
+
+        def everywhere(scalar: Any) -> Any:
+            low = builder.insert_element(ir.Constant(words, ir.Undefined), builder.trunc(scalar, number), number(0))
+            return builder.shuffle_vector(low, low, ir.Constant(words, None))
+
+        def load_words(address: Any) -> Any:
+            loaded = builder.load(builder.inttoptr(address, words.as_pointer()))
+            loaded.align = BYTES
+            return loaded
+
+        def constant(n: int) -> Any:
+            return ir.Constant(words, [n] * LANES)
+
+        x = builder.add(load_words(first), everywhere(builder.mul(key, ir.IntType(64)(KEY_STEP))))
+        x = builder.mul(builder.xor(x, builder.lshr(x, constant(16))), constant(FIRST_MULTIPLIER))
+        x = builder.add(x, load_words(second))
+        x = builder.mul(builder.xor(x, builder.lshr(x, constant(15))), constant(SECOND_MULTIPLIER))
+        x = builder.xor(x, builder.lshr(x, constant(15)))
+        kept = builder.icmp_unsigned(">=", x, everywhere(limit))
+        return builder.select(kept, value, ir.Constant(value.type, None))
+
+    return vector(vector, *[types.int64] * 4), generate
 
 
 def _signed(number: int) -> int:

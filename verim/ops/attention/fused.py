@@ -20,7 +20,9 @@ def torch_attention_backward(
     """The gradients of q, k and v."""
     repeats = q.shape[2] // k.shape[2]
     turned = _heads_first(q, k, v, repeats)
-    dq, dk, dv = _backward(dout.transpose(1, 2), *turned, out.transpose(1, 2), logsumexp, 0.0, causal, scale=scale)
+    dq, dk, dv = _backward(
+        _rows(dout).transpose(1, 2), *turned, out.transpose(1, 2), logsumexp, 0.0, causal, scale=scale
+    )
     dq, dk, dv = (gradient.transpose(1, 2).contiguous() for gradient in (dq, dk, dv))
     if repeats > 1:
         dk, dv = (gradient.unflatten(2, (-1, repeats)).sum(3) for gradient in (dk, dv))
@@ -29,4 +31,10 @@ def torch_attention_backward(
 
 def _heads_first(q: Tensor, k: Tensor, v: Tensor, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
     k, v = (tensor.repeat_interleave(repeats, 2) if repeats > 1 else tensor for tensor in (k, v))
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    q, k, v = (_rows(tensor).transpose(1, 2) for tensor in (q, k, v))
+    return q, k, v
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Torch's kernel takes it for granted that channels lie side by side."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -92,7 +92,7 @@ def tiled_attention_backward(
         for rows in tiles.rows():
             queries, gradient = tiles.queries(q, rows) * scale, tiles.queries(dout, rows)
             dot = (gradient * tiles.queries(out, rows)).sum(-1, keepdim=True)
-            gradient /= 1 - dropout
+            gradient = gradient / (1 - dropout)
             sums = logsumexp[:, :, rows.start : rows.stop].reshape(*queries.shape[:2], 1)
             dqueries = torch.zeros_like(queries)
             for columns in tiles.columns(rows):
