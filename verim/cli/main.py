@@ -23,6 +23,7 @@ from verim.errors import VerimError
 VERBS = {
     "study": "from a folder of text to a trained model: measure, plan, train, prove",
     "doctor": "what this machine has, and what is missing for what",
+    "bench": "the kernels beside other software, and beside what the machine can do",
 }
 
 _REMEDIES = {

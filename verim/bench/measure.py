@@ -1,0 +1,162 @@
+"""Correctness first, then the clock: the sides of a case and the loops that set its ceiling take turns."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verim.anatomy.machine import version_of
+from verim.bench.limits import Turn
+from verim.bench.subject import Case, Limit, Run, Subject
+from verim.errors import VerimError
+from verim.ops import force_backend
+
+OURS = "verim"
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+class DisagreementError(VerimError):
+    """Two sides compute different things: nothing is timed."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A side's medians in seconds; `package` and `version` say whose it is."""
+
+    name: str
+    package: str
+    version: str
+    forward_seconds: float
+    both_seconds: float
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The least time, in seconds, and the part of the machine that sets it."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case. The first of `sides` is ours. `forward` and `both`: ceilings of the forward pass, and of both.
+
+    `failed`: peers that raised an error here.
+    """
+
+    label: str
+    dtype: str
+    sides: tuple[Side, ...]
+    forward: Ceiling
+    both: Ceiling
+    failed: tuple[str, ...] = ()
+
+
+def load_peers(subject: Subject, cases: Sequence[Case]) -> tuple[dict[str, Run], list[str]]:
+    """Those of the peers for any of `cases` that are installed, by name, and the names of those that are not."""
+    found, missing = {}, []
+    for peer in subject.peers:
+        if not any(peer.scope(case) for case in cases):
+            continue
+        try:
+            found[peer.name] = peer.load()
+        except (ImportError, AttributeError):
+            missing.append(peer.name)
+    return found, missing
+
+
+def check_ours(subject: Subject) -> None:
+    """Ours against its definition in float64, at the small shapes. Raises `DisagreementError`."""
+    for case in subject.cases(True):
+        tensors = list(case.tensors())
+        exact = [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in tensors]
+        with force_backend("reference"):
+            expected = _results(subject.ours, case, exact)
+        _compare(f"{OURS} and the definition of {subject.name}", case, _results(subject.ours, case, tensors), expected)
+
+
+def measure(subject: Subject, case: Case, peers: dict[str, Run], rounds: int) -> Measured:
+    """Medians of `rounds` turns. Raises `DisagreementError` where a peer's results or gradients are not ours."""
+    tensors = case.tensors()
+    packages = {OURS: OURS} | {peer.name: peer.package for peer in subject.peers if peer.scope(case)}
+    runs = {name: run for name, run in {OURS: subject.ours, **peers}.items() if name in packages}
+    expected, failed = _results(subject.ours, case, tensors), []
+    for name in list(runs)[1:]:
+        try:
+            got = _results(runs[name], case, tensors)
+        except Exception:  # whatever other software raises: it does not run here
+            failed.append(name)
+            del runs[name]
+            continue
+        _compare(f"{name} and {OURS}", case, got, expected)
+    turns = {name: (Turn(_forward(run, case, tensors)), Turn(_both(run, case, tensors))) for name, run in runs.items()}
+    limits = subject.limits(case)
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
+    least: tuple[list[list[float]], ...] = tuple([[] for _ in group] for group in limits)
+    for _ in range(rounds):
+        for name, passes in turns.items():
+            for kept, turn in zip(times[name], passes, strict=True):
+                kept.append(turn.seconds())
+        for kept_of, group in zip(least, limits, strict=True):
+            for kept, limit in zip(kept_of, group, strict=True):
+                kept.append(limit.seconds())
+    sides = tuple(
+        Side(
+            name,
+            packages[name],
+            str(version_of(packages[name])),
+            *(statistics.median(kept) for kept in times[name]),
+        )
+        for name in runs
+    )
+    dtype = str(case.dtype).removeprefix("torch.")
+    forward, both = (_ceiling(*pair) for pair in zip(limits, least, strict=True))
+    return Measured(case.label, dtype, sides, forward, both, tuple(failed))
+
+
+def _ceiling(limits: Sequence[Limit], times: Sequence[Sequence[float]]) -> Ceiling:
+    """The part of the machine that takes longest: no implementation can be faster."""
+    medians = [Ceiling(limit.name, statistics.median(kept)) for limit, kept in zip(limits, times, strict=True)]
+    return max(medians, key=lambda ceiling: ceiling.seconds)
+
+
+def _forward(run: Run, case: Case, tensors: Sequence[Tensor]) -> Callable[[], object]:
+    options = dict(case.options)
+
+    def work() -> None:
+        with torch.no_grad():
+            run(*tensors, **options)
+
+    return work
+
+
+def _both(run: Run, case: Case, tensors: Sequence[Tensor]) -> Callable[[], object]:
+    options, leaves = dict(case.options), [tensor for tensor in tensors if tensor.requires_grad]
+    gradient = _gradient(run(*tensors, **options))
+    return lambda: torch.autograd.grad(run(*tensors, **options), leaves, gradient)
+
+
+def _results(run: Run, case: Case, tensors: Sequence[Tensor]) -> list[Tensor]:
+    y = run(*tensors, **dict(case.options))
+    return [y.detach(), *torch.autograd.grad(y, [tensor for tensor in tensors if tensor.requires_grad], _gradient(y))]
+
+
+def _gradient(y: Tensor) -> Tensor:
+    """The same for every side: 1 for a loss, else random."""
+    if y.dim() == 0:
+        return torch.ones_like(y)
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
+
+
+def _compare(who: str, case: Case, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+        what = "the result" if index == 0 else f"the gradient of argument {index}"
+        error = float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-30))
+        if one.shape != other.shape or not error <= _TOLERANCES[case.dtype]:
+            raise DisagreementError(
+                f"{who} disagree at {case.label} about {what}: relative error {error:.1e}, allowed "
+                f"{_TOLERANCES[case.dtype]:.0e}; nothing was timed"
+            )
