@@ -63,24 +63,3 @@ def write_square(target: int, row: int, square: int, square_row: int, rows: int,
     transpose(spare, ROW, square, square_row)
     for r in range(min(rows, LANES)):
         store_lanes(target + r * row, min(columns, LANES), load(spare + r * ROW))
-
-
-@njit(nogil=True)
-def read_transposed(
-    target: int, target_stride: int, source: int, source_stride: int, rows: int, columns: int, spare: int
-) -> None:
-    """target[c, r] = source[r, c] for 16 rows r and all columns; zeros for rows and columns that are missing.
-
-    Writes columns rounded up to 16. `spare` is a 16 x 16 scratch.
-    """
-    for c in range(0, columns, LANES):
-        if rows >= LANES and columns - c >= LANES:
-            transpose(target + c * target_stride, target_stride, source + c * BYTES, source_stride)
-        else:
-            for r in range(LANES):
-                if r < rows:
-                    place = source + c * BYTES + r * source_stride
-                    store(spare + r * ROW, load_lanes(place, min(columns - c, LANES)))
-                else:
-                    store(spare + r * ROW, full(_ZERO))
-            transpose(target + c * target_stride, target_stride, spare, ROW)
