@@ -15,13 +15,13 @@ import torch
 from numba import njit
 
 from verim.errors import InputError
-from verim.ops import backend, causal_conv1d, force_backend, workers
+from verim.ops import backend, causal_conv1d, force_backend, team, workers
 from verim.ops import compiled as compiled_module
 from verim.ops.causal_conv1d.cost import backward_cost, forward_cost
 from verim.ops.compiled import FINGERPRINT
 from verim.ops.selective_scan import cost as scan_cost
 from verim.ops.selective_scan import cpu as scan_kernels
-from verim.ops.vectors import ROW, exp2, load, load_lanes, store, store_lanes, sum_rows, upper_half
+from verim.ops.vectors import ROW, exp2, load, load_lanes, store, store_lanes, store_scalar, sum_rows, upper_half
 
 
 @njit
@@ -149,6 +149,48 @@ def test_small_work_stays_in_the_thread(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(workers, "_pool", lambda size: pytest.fail("a thread was woken"))
     workers.run_tasks(lambda first, last, scratch: calls.append((first, last)), 100, 1e5, 16, ())
     assert calls == [(0, 100)]
+
+
+@njit(nogil=True)
+def count_tasks(
+    first: int,
+    last: int,
+    scratch: int,
+    counts: int,
+    scratches: int,
+    whole: int,
+    half: float,
+    single: np.float32,
+    pair: np.complex64,
+    flag: np.bool_,
+) -> None:
+    """Each task writes down its scratch, and a sum of the other arguments."""
+    for task in range(first, last):
+        store_scalar(counts + 4 * task, np.float32(whole + half + single + pair.real + 10 * pair.imag + 100 * flag))
+        store_scalar(scratches + 4 * task, np.float32(scratch - scratches))
+
+
+@pytest.mark.skipif(team._parallel() is None, reason="torch runs on another OpenMP library than GNU's")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_kernel_runs_on_the_threads_of_torch_with_all_its_arguments(threads: int) -> None:
+    arguments = 1, 0.5, np.float32(0.25), np.complex64(2 + 3j), np.bool_(True)
+    sums, scratches = torch.zeros(1000), torch.zeros(1000)
+    places = sums.data_ptr(), scratches.data_ptr()
+    for _ in range(20):
+        assert team.run_in_team(count_tasks, 1000, threads, 30, places[1] + 64, 128, (*places, *arguments))
+        assert torch.equal(sums, torch.full((1000,), 133.75))
+        assert set(scratches.tolist()) <= {64.0 + 128 * thread for thread in range(threads)}
+        sums.zero_()
+
+
+def test_without_a_team_our_own_threads_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 64, 64)
+    expected = causal_conv1d(x, torch.ones(64, 4))
+    monkeypatch.setattr(workers, "_WORTH_A_THREAD", 1.0)
+    monkeypatch.setattr(workers, "_WORTH_OUR_THREAD", 1.0)
+    monkeypatch.setattr(team, "_parallel", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(causal_conv1d(x, torch.ones(64, 4)), expected)
 
 
 def test_a_change_of_the_shared_sources_invalidates_cached_kernels() -> None:

@@ -1,9 +1,9 @@
-"""Tasks of a compiled kernel over the cores, on threads of our own.
+"""Tasks of a compiled kernel over the cores: on torch's own threads where they can be had, else on threads of ours.
 
-Compiled kernels release Python's lock, so ordinary threads run them side by side. Against Numba's parallel
-loops: one compiled version serves any number of threads, so the bits cannot depend on it; several threads may
-call at the same time; a forked child just starts afresh; and no OpenMP library has to be installed. The
-price, some tens of microseconds to wake a thread, is paid only where the work is worth it.
+Against Numba's parallel loops: one compiled version serves any number of threads, so the bits cannot depend on it;
+several threads may call at the same time; a forked child just starts afresh; and no OpenMP library has to be
+installed. Compiled kernels release Python's lock, so ordinary threads run them side by side; to wake one takes some
+tens of microseconds, and torch's own (`verim.ops.team`) two.
 """
 
 import os
@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-_WORTH_A_THREAD = 3e5  # nanoseconds of work, about ten times what waking a thread takes
+from verim.ops.team import run_in_team
+
+_WORTH_A_THREAD = 2e4  # nanoseconds of work, about ten times what waking a thread of torch's takes
+_WORTH_OUR_THREAD = 3e5  # the same of ours
 _RANGES_PER_THREAD = 4  # so that a thread that is late finds less left to do
 _pools: dict[int, ThreadPoolExecutor] = {}
 
@@ -34,10 +37,14 @@ def run_tasks(
     assert scratch_floats % 16 == 0, "scratch is aligned to 64 bytes for every thread"
     threads = min(torch.get_num_threads(), tasks, 1 + int(nanoseconds / _WORTH_A_THREAD))
     scratch = torch.empty(max(threads, 1), scratch_floats, dtype=torch.float32, device="cpu")
+    pieces = min(tasks, threads * _RANGES_PER_THREAD)
+    if threads > 1:
+        if run_in_team(kernel, tasks, threads, pieces, scratch.data_ptr(), 4 * scratch_floats, arguments):
+            return
+        threads = min(threads, 1 + int(nanoseconds / _WORTH_OUR_THREAD))
     if threads <= 1:
         kernel(0, tasks, scratch.data_ptr(), *arguments)
         return
-    pieces = min(tasks, threads * _RANGES_PER_THREAD)
     ranges = iter([(tasks * i // pieces, tasks * (i + 1) // pieces) for i in range(pieces)])
     pool = _pool(threads - 1)
     others = [pool.submit(_work, kernel, ranges, scratch[i].data_ptr(), arguments) for i in range(1, threads)]
