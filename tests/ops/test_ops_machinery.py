@@ -19,6 +19,7 @@ from verim.ops import backend, causal_conv1d, force_backend, team, workers
 from verim.ops import compiled as compiled_module
 from verim.ops.causal_conv1d.cost import backward_cost, forward_cost
 from verim.ops.compiled import FINGERPRINT
+from verim.ops.lanes import between, log2
 from verim.ops.selective_scan import cost as scan_cost
 from verim.ops.selective_scan import cpu as scan_kernels
 from verim.ops.vectors import ROW, exp2, load, load_lanes, store, store_lanes, store_scalar, sum_rows, upper_half
@@ -33,6 +34,17 @@ def apply_exp2(source: int, target: int, vectors: int) -> None:
 @njit
 def copy_lanes(source: int, target: int, count: int) -> None:
     store_lanes(target, count, load_lanes(source, count))
+
+
+@njit
+def apply_log2(source: int, target: int, vectors: int) -> None:
+    for i in range(vectors):
+        store(target + i * ROW, log2(load(source + i * ROW)))
+
+
+@njit
+def replace_outside(source: int, target: int, first: int, last: int, other: int) -> None:
+    store(target, between(load(source), first, last, load(other)))
 
 
 @njit
@@ -73,6 +85,33 @@ def test_the_lanes_beyond_the_count_are_left_alone(count: int) -> None:
     source, target = torch.arange(1.0, 17.0), torch.full((16,), -1.0)
     copy_lanes(source.data_ptr(), target.data_ptr(), count)
     assert torch.equal(target, torch.where(torch.arange(16) < count, source, -1.0))
+
+
+def test_log2() -> None:
+    powers = 2.0 ** torch.arange(-126, 128)
+    x = torch.cat([torch.linspace(1, 2, 16 * 2000), torch.logspace(-37, 38, 16 * 1000), powers, powers[:2]])
+    y = torch.empty_like(x)
+    apply_log2(x.data_ptr(), y.data_ptr(), len(x) // 16)
+    exact = torch.log2(x.double())
+    assert ((y - exact).abs() <= 2e-7 * exact.abs().clamp(min=1)).all()
+    assert torch.equal(y[-256:], exact[-256:].float())
+    special = torch.tensor([np.inf, np.nan] * 8)
+    apply_log2(special.data_ptr(), y.data_ptr(), 1)
+    assert torch.equal(y[:16].isnan(), special.isnan()) and torch.equal(y[:16:2], special[::2])
+
+
+FAR = [-(2**40), -17, -1, 0, 3, 15, 16, 17, 2**31, 2**40]  # bounds may lie anywhere
+
+
+@pytest.mark.parametrize("first", FAR)
+@pytest.mark.parametrize("last", FAR)
+def test_lanes_between_two_bounds(first: int, last: int) -> None:
+    source, other, target = torch.arange(16.0), torch.full((16,), -1.0), torch.empty(16)
+    source[4] = torch.nan
+    replace_outside(source.data_ptr(), target.data_ptr(), first, last, other.data_ptr())
+    lanes = torch.arange(16)
+    expected = torch.where((lanes >= first) & (lanes < last), source, other)
+    torch.testing.assert_close(target, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_sums_of_rows_that_lie_apart() -> None:
