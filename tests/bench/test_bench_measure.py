@@ -1,5 +1,8 @@
 """Measuring: who disagrees is not timed; turns, ceilings and records are what they say."""
 
+import importlib
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +59,38 @@ def test_sides_ceilings_and_versions() -> None:
     assert [side.name for side in result.sides] == ["verim", "product"]
     assert result.sides[1].version == torch.__version__
     assert all(0 < side.forward_seconds < side.both_seconds < 0.1 for side in result.sides)
-    assert (result.forward, result.both) == (Ceiling("vectors", 2e-9), Ceiling("memory", 1e-9))
+    assert (result.forward, result.both) == (Ceiling("vectors", 2e-9, False), Ceiling("memory", 1e-9, False))
+
+
+def test_a_ceiling_that_a_side_is_faster_than_says_nothing() -> None:
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(1e-3)
+        return 2 * x
+
+    of = replace(subject(ours=slow), limits=lambda case: ([Constant("memory", 5e-4)], [Constant("vectors", 1.0)]))
+    result = measured(of)
+    assert result.forward == Ceiling("memory", 5e-4, holds=True)
+    assert result.both == Ceiling("vectors", 1.0, holds=False)
+    assert 0.1 < 5e-4 / result.sides[0].forward_seconds < 0.5
+
+
+def test_a_slow_side_takes_fewer_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return 2 * x
+
+    monkeypatch.setattr(importlib.import_module("verim.bench.measure"), "_SIDE_SECONDS", 0.05)
+    result = measured(subject(Peer("slow", "torch", lambda: slow)))
+    assert [side.rounds for side in result.sides] == [3, 2]
+    assert [row[0] for row in rows(result)] == ["verim", "slow (2 of 3)", "ceiling"]
+
+
+def test_what_does_something_else_is_timed_without_a_check() -> None:
+    of = subject(Peer("copy", "torch", lambda: lambda x: x.clone(), compared=False))
+    assert [side.name for side in measured(of).sides] == ["verim", "copy"]
+    drawn = replace(of.cases(True)[0], random=True)
+    of = replace(subject(Peer("other", "torch", lambda: lambda x: 3 * x)), cases=lambda quick: [drawn])
+    assert [side.name for side in measured(of).sides] == ["verim", "other"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +152,7 @@ def test_the_loops_of_the_ceilings_run_at_the_speed_of_machines() -> None:
 
 
 def record_of(name: str) -> OpRecord:
-    sides = Side("verim", "verim", "1", 1e-3, 2e-3), Side("peer", "torch", "2", 1.5, 0.03)
+    sides = Side("verim", "verim", "1", 1e-3, 2e-3, 7), Side("peer", "torch", "2", 1.5, 0.03, 3)
     case = Measured("2×3", "bfloat16", sides, Ceiling("memory", 5e-4), Ceiling("vectors", 1.5e-3))
     return OpRecord(name, "rows × columns", (case,), ("jax",))
 
@@ -126,9 +160,11 @@ def record_of(name: str) -> OpRecord:
 def test_the_rows_of_a_case() -> None:
     assert rows(record_of("op").cases[0]) == [
         ("verim", "1.00", "1.00", "50%", "2.00", "1.00", "75%"),
-        ("peer", "1500", "1500", "0%", "30.0", "15", "5%"),
+        ("peer (3 of 7)", "1500", "1500", "0%", "30.0", "15", "5%"),
         ("ceiling", "0.500", "", "memory", "1.50", "", "vectors"),
     ]
+    unknown = replace(record_of("op").cases[0], forward=Ceiling("memory", 1e-6, holds=False))
+    assert [row[3] for row in rows(unknown)] == ["–", "–", "memory"]
 
 
 def test_records_are_appended(tmp_path: Path) -> None:
@@ -139,7 +175,7 @@ def test_records_are_appended(tmp_path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# Measured\n") and text.count("\n## 20") == 2
     assert text.index("**first, rows × columns; not installed, so not compared: jax**") < text.index("**second")
-    assert text.count("| 2×3, bfloat16 | peer | 1500 | 1500 | 0% | 30.0 | 15 | 5% |") == 2
+    assert text.count("| 2×3, bfloat16 | peer (3 of 7) | 1500 | 1500 | 0% | 30.0 | 15 | 5% |") == 2
     assert f"torch {torch.__version__}" in text and "median of 7 rounds" in text
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match="there is no folder"):

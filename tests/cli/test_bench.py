@@ -38,6 +38,7 @@ def test_json_is_the_last_line_and_a_record_is_kept(capsys: pytest.CaptureFixtur
     case = record["ops"][0]["cases"][0]
     assert case["shape"] == "16384" and case["sides"][0]["name"] == "verim"
     assert case["sides"][0]["forward_ratio"] == 1.0 and case["sides"][1]["forward_seconds"] > 0
+    assert case["sides"][0]["rounds"] == 1
     assert case["ceiling"]["forward"]["name"] == "memory" and case["ceiling"]["forward"]["seconds"] > 0
     assert "small shapes (--quick)" in path.read_text()
     assert torch.get_num_threads() == before
@@ -60,6 +61,9 @@ def test_a_table_fits_the_terminal(
         (("nonsense",), "unknown op 'nonsense': expected some of prefix_sum, linear_recurrence, selective_scan, wkv"),
         (("wkv", "--threads", "0"), "--threads 0: expected 1 or more"),
         (("wkv", "--rounds", "-1"), "--rounds -1: expected 1 or more"),
+        (("wkv", "--rounds", "many"), "--rounds"),
+        (("wkv", "--record", "nowhere/RESULTS.md"), "--record nowhere/RESULTS.md: there is no folder nowhere"),
+        (("wkv", "--record", "."), "--record . is a folder"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -14,6 +14,8 @@ from verim.errors import VerimError
 from verim.ops import force_backend
 
 OURS = "verim"
+_SIDE_SECONDS = 4.0  # of a side's turns at a case; once they are spent it takes no further turn
+_SHORTEST_CEILING = 2e-5  # seconds; a loop that is shorter measures how its threads start
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
@@ -23,21 +25,26 @@ class DisagreementError(VerimError):
 
 @dataclass(frozen=True)
 class Side:
-    """A side's medians in seconds; `package` and `version` say whose it is."""
+    """A side's medians in seconds, of so many `rounds`; `package` and `version` say whose it is."""
 
     name: str
     package: str
     version: str
     forward_seconds: float
     both_seconds: float
+    rounds: int
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The least time, in seconds, and the part of the machine that sets it."""
+    """The least time, in seconds, and the part of the machine that sets it.
+
+    `holds`: False where the loop says nothing: it is too short to be timed, or some side is faster than it by a tenth.
+    """
 
     name: str
     seconds: float
+    holds: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,13 @@ def check_ours(subject: Subject) -> None:
 
 
 def measure(subject: Subject, case: Case, peers: dict[str, Run], rounds: int) -> Measured:
-    """Medians of `rounds` turns. Raises `DisagreementError` where a peer's results or gradients are not ours."""
+    """Medians of `rounds` turns; of fewer, but one at least, for a side that takes seconds each time.
+
+    Raises `DisagreementError` where a peer's results or gradients are not ours.
+    """
     tensors = case.tensors()
-    packages = {OURS: OURS} | {peer.name: peer.package for peer in subject.peers if peer.scope(case)}
-    runs = {name: run for name, run in {OURS: subject.ours, **peers}.items() if name in packages}
+    here = {peer.name: peer for peer in subject.peers if peer.scope(case)}
+    runs = {OURS: subject.ours} | {name: run for name, run in peers.items() if name in here}
     expected, failed = _results(subject.ours, case, tensors), []
     for name in list(runs)[1:]:
         try:
@@ -91,36 +101,37 @@ def measure(subject: Subject, case: Case, peers: dict[str, Run], rounds: int) ->
             failed.append(name)
             del runs[name]
             continue
-        _compare(f"{name} and {OURS}", case, got, expected)
+        if here[name].compared and not case.random:
+            _compare(f"{name} and {OURS}", case, got, expected)
     turns = {name: (Turn(_forward(run, case, tensors)), Turn(_both(run, case, tensors))) for name, run in runs.items()}
     limits = subject.limits(case)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
     least: tuple[list[list[float]], ...] = tuple([[] for _ in group] for group in limits)
     for _ in range(rounds):
         for name, passes in turns.items():
-            for kept, turn in zip(times[name], passes, strict=True):
-                kept.append(turn.seconds())
+            if sum(map(sum, times[name])) < _SIDE_SECONDS:
+                for kept, turn in zip(times[name], passes, strict=True):
+                    kept.append(turn.seconds())
         for kept_of, group in zip(least, limits, strict=True):
             for kept, limit in zip(kept_of, group, strict=True):
                 kept.append(limit.seconds())
-    sides = tuple(
-        Side(
-            name,
-            packages[name],
-            str(version_of(packages[name])),
-            *(statistics.median(kept) for kept in times[name]),
-        )
-        for name in runs
+    sides = tuple(_side(name, here[name].package if name in here else OURS, *kept) for name, kept in times.items())
+    fastest = min(side.forward_seconds for side in sides), min(side.both_seconds for side in sides)
+    forward, both = (_ceiling(*three) for three in zip(limits, least, fastest, strict=True))
+    return Measured(case.label, str(case.dtype).removeprefix("torch."), sides, forward, both, tuple(failed))
+
+
+def _side(name: str, package: str, forward: Sequence[float], both: Sequence[float]) -> Side:
+    version = str(version_of(package))
+    return Side(name, package, version, statistics.median(forward), statistics.median(both), len(forward))
+
+
+def _ceiling(limits: Sequence[Limit], times: Sequence[Sequence[float]], fastest: float) -> Ceiling:
+    """The part of the machine that takes longest, at its best turn: no implementation can be faster."""
+    name, seconds = max(
+        ((limit.name, min(kept)) for limit, kept in zip(limits, times, strict=True)), key=lambda x: x[1]
     )
-    dtype = str(case.dtype).removeprefix("torch.")
-    forward, both = (_ceiling(*pair) for pair in zip(limits, least, strict=True))
-    return Measured(case.label, dtype, sides, forward, both, tuple(failed))
-
-
-def _ceiling(limits: Sequence[Limit], times: Sequence[Sequence[float]]) -> Ceiling:
-    """The part of the machine that takes longest: no implementation can be faster."""
-    medians = [Ceiling(limit.name, statistics.median(kept)) for limit, kept in zip(limits, times, strict=True)]
-    return max(medians, key=lambda ceiling: ceiling.seconds)
+    return Ceiling(name, seconds, holds=_SHORTEST_CEILING <= seconds <= 1.1 * fastest)
 
 
 def _forward(run: Run, case: Case, tensors: Sequence[Tensor]) -> Callable[[], object]:

@@ -1,5 +1,6 @@
 """What was measured, as JSON values, as the rows of a table, and as a dated section of a Markdown file."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,9 +16,10 @@ from verim.runtime.files import write_text
 
 COLUMNS = ("", "forward ms", "ratio", "ceiling", "both ms", "ratio", "ceiling")
 LEGEND = (
-    "Medians of turns taken in one process; both is forward and backward. Ratio: the time as a multiple of ours. "
-    "Ceiling: the least time that the machine needs, as a share of the time; its own row says how long that is, and "
-    "which part of the machine sets it."
+    "Medians of turns taken in one process; both is forward and backward. A side that takes seconds has fewer turns, "
+    "which its row then counts. Ratio: the time as a multiple of ours. Ceiling: the least time that the machine needs, "
+    "as a share of the time; its own row says how long that is, and which part of the machine sets it; – where its "
+    "loop is too short, or slower than a side, and so says nothing."
 )
 
 
@@ -63,13 +65,14 @@ def as_json(ops: Sequence[OpRecord], threads: int, rounds: int, quick: bool) -> 
     }
 
 
-def _ratios(case: Measured, side: Side) -> dict[str, float]:
+def _ratios(case: Measured, side: Side) -> dict[str, float | None]:
+    """Beside ours, and the share of the ceiling, which is None where the ceiling says nothing."""
     ours = case.sides[0]
     return {
         "forward_ratio": side.forward_seconds / ours.forward_seconds,
         "both_ratio": side.both_seconds / ours.both_seconds,
-        "forward_of_ceiling": case.forward.seconds / side.forward_seconds,
-        "both_of_ceiling": case.both.seconds / side.both_seconds,
+        "forward_of_ceiling": case.forward.seconds / side.forward_seconds if case.forward.holds else None,
+        "both_of_ceiling": case.both.seconds / side.both_seconds if case.both.holds else None,
     }
 
 
@@ -85,13 +88,14 @@ def title(case: Measured) -> str:
 
 def rows(case: Measured) -> list[tuple[str, ...]]:
     """A row for each side, ours first, and one for the ceiling, under the headings of `COLUMNS`."""
-    table = []
+    table, most = [], max(side.rounds for side in case.sides)
     for side in case.sides:
-        ratios, cells = _ratios(case, side), [side.name]
+        ratios = _ratios(case, side)
+        cells = [side.name + (f" ({side.rounds} of {most})" if side.rounds < most else "")]
         for part in ("forward", "both"):
-            seconds, ratio = getattr(side, f"{part}_seconds"), ratios[f"{part}_ratio"]
-            cells += [_milliseconds(seconds), f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"]
-            cells.append(f"{ratios[f'{part}_of_ceiling']:.0%}")
+            ratio, share = ratios[f"{part}_ratio"] or 0.0, ratios[f"{part}_of_ceiling"]
+            cells += [_milliseconds(getattr(side, f"{part}_seconds")), f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"]
+            cells.append("–" if share is None else f"{share:.0%}")
         table.append(tuple(cells))
     ceilings = ((_milliseconds(ceiling.seconds), "", ceiling.name) for ceiling in (case.forward, case.both))
     table.append(("ceiling", *(cell for three in ceilings for cell in three)))
@@ -120,13 +124,19 @@ def conditions(record: dict[str, Any]) -> str:
     )
 
 
-def append(path: Path, record: dict[str, Any], ops: Sequence[OpRecord]) -> None:
-    """Appends a dated section to the Markdown file `path`, which is made where it is not there.
-
-    Raises `InputError` where its folder is not there.
-    """
+def check_place(path: Path) -> None:
+    """Raises `InputError` where no record can be kept at `path`, so that nothing is measured in vain."""
     if not path.parent.is_dir():
         raise InputError(f"--record {path}: there is no folder {path.parent}: make it, or name another place")
+    if path.is_dir():
+        raise InputError(f"--record {path} is a folder: name a Markdown file in it, as {path / 'RESULTS.md'}")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.R_OK)):
+        raise InputError(f"--record {path} cannot be written: name another place, or change its permissions")
+
+
+def append(path: Path, record: dict[str, Any], ops: Sequence[OpRecord]) -> None:
+    """Appends a dated section to the Markdown file `path`, which is made where it is not there; whole or not at all."""
+    check_place(path)
     lines = [f"## {record['date'][:10]}", "", conditions(record) + ".", ""]
     for op in ops:
         lines += [f"**{heading(op)}**", "", _markdown_row(("shape", "side", *COLUMNS[1:]))]

@@ -30,12 +30,14 @@ class Peer:
     - `load()`: imports it and gives a function of the case's tensors and options. Raises `ImportError`, or
       `AttributeError`, where it is not there.
     - `scope(case)`: whether it computes this case.
+    - `compared`: False for what does something else, as a copy: it is timed beside the others, without a check.
     """
 
     name: str
     package: str
     load: Callable[[], Run]
     scope: Callable[["Case"], bool] = lambda case: True
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Case:
 
     - `forward`, `both`: the costs of the forward pass, and of forward and backward pass.
     - `options`: keyword arguments of every side.
+    - `random`: each side draws for itself, as with dropout: their results cannot be compared.
     """
 
     label: str
@@ -52,6 +55,7 @@ class Case:
     both: Cost
     dtype: torch.dtype = torch.float32
     options: tuple[tuple[str, Any], ...] = ()
+    random: bool = False
 
 
 @dataclass(frozen=True)

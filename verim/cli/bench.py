@@ -20,6 +20,7 @@ from verim.bench import (
     append,
     as_json,
     check_ours,
+    check_place,
     conditions,
     heading,
     load_peers,
@@ -47,7 +48,7 @@ class BenchCommand:
     """On how many threads; torch's own number if none is given."""
 
     rounds: int | None = None
-    """How many turns each side takes; 7 if none is given, 3 with --quick."""
+    """How many turns each side takes, fewer if they take seconds; 7 if none is given, 3 with --quick."""
 
     quick: bool = False
     """Small shapes, to see that all is well: the figures mean little."""
@@ -66,6 +67,8 @@ class BenchCommand:
         for name, value in (("threads", self.threads), ("rounds", self.rounds)):
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value}: expected 1 or more")
+        if self.record is not None:
+            check_place(self.record)
         keep_freed_blocks()
         before = torch.get_num_threads()
         if self.threads is not None:

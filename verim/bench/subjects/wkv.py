@@ -11,6 +11,7 @@ from verim.ops.wkv.reference import wkv_reference
 
 _SHAPES = ((4, 1024, 768), (1, 2048, 2048), (16, 128, 256))
 _QUICK = ((2, 48, 40),)
+_MOST_QUADRATIC = 4 * 10**7  # bytes of a forward pass: beyond, one call of a quadratic loop takes half a minute
 _CELL_FLOPS = 19  # of a position and channel in a forward pass, two of them exponentials
 
 
@@ -52,7 +53,10 @@ SUBJECT = Subject(
     name="wkv",
     axes="batch × length × channels",
     ours=wkv,
-    peers=(Peer("loop", "torch", _loop), Peer("transformers", "transformers", _transformers)),
+    peers=(
+        Peer("loop", "torch", _loop),
+        Peer("transformers", "transformers", _transformers, lambda case: case.forward.bytes < _MOST_QUADRATIC),
+    ),
     cases=lambda quick: [_case(*shape) for shape in (_QUICK if quick else _SHAPES)],
     limits=_limits,
 )
