@@ -56,7 +56,7 @@ def attention(
     - `scale`: None means 1 / sqrt(head_dim).
     - `implementation`: "kernel" (Numba or Triton), "tiled" (the same algorithm over torch's matrix products, for any
       device and type), "torch" (torch's own fused CPU kernel, which knows neither windows, biases nor dropout), or
-      "auto", the fastest for the shape as far as measured.
+      "auto": "tiled" for float64, "torch" for up to 8 queries on the CPU where it knows the call, else "kernel".
 
     A query that sees no key, because of the bias, the window or fewer keys than queries, gives zeros, and zero
     gradients. All tensors have one floating-point data type and one device. Halves are multiplied and summed in

@@ -12,8 +12,6 @@ Halves are multiplied as float32 numbers (exactly); all else is float32, or floa
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,28 +39,27 @@ def tiled_attention_forward(
     tiles = _Tiles(q, k, bias, causal, window, dropout, seed)
     out, logsumexp = torch.empty(q.shape, dtype=q.dtype, device=q.device), tiles.new_rows()
     keys, values = tiles.by_group(k), tiles.by_group(v)
-    with _products(q):
-        for rows in tiles.rows():
-            queries = tiles.queries(q, rows) * scale
-            largest = queries.new_full((*queries.shape[:2], 1), -torch.inf)
-            total, mixed = torch.zeros_like(largest), torch.zeros_like(queries)
-            for columns in tiles.columns(rows):
-                part = slice(columns.start, columns.stop)
-                shares = tiles.scores(queries, keys[:, part], rows, columns)
-                new = torch.maximum(largest, shares.amax(-1, keepdim=True))
-                base = new.masked_fill(new == -torch.inf, 0)  # rows that have seen nothing yet
-                factor = torch.exp(largest - base)
-                shares.sub_(base).exp_()
-                total.mul_(factor).add_(shares.sum(-1, keepdim=True))
-                tiles.drop(shares, rows, columns)
-                mixed.mul_(factor)
-                torch.baddbmm(mixed, shares, values[:, part], out=mixed)
-                largest = new
-            blind = total == 0
-            mixed.div_(total.masked_fill_(blind, 1) * (1 - dropout))
-            tiles.put(out, mixed, rows)
-            kept_number = (largest + total.log_()).masked_fill_(blind, torch.inf)
-            logsumexp[:, :, rows.start : rows.stop] = kept_number.view(tiles.batch, tiles.heads, len(rows))
+    for rows in tiles.rows():
+        queries = tiles.queries(q, rows) * scale
+        largest = queries.new_full((*queries.shape[:2], 1), -torch.inf)
+        total, mixed = torch.zeros_like(largest), torch.zeros_like(queries)
+        for columns in tiles.columns(rows):
+            part = slice(columns.start, columns.stop)
+            shares = tiles.scores(queries, keys[:, part], rows, columns)
+            new = torch.maximum(largest, shares.amax(-1, keepdim=True))
+            base = new.masked_fill(new == -torch.inf, 0)  # rows that have seen nothing yet
+            factor = torch.exp(largest - base)
+            shares.sub_(base).exp_()
+            total.mul_(factor).add_(shares.sum(-1, keepdim=True))
+            tiles.drop(shares, rows, columns)
+            mixed.mul_(factor)
+            torch.baddbmm(mixed, shares, values[:, part], out=mixed)
+            largest = new
+        blind = total == 0
+        mixed.div_(total.masked_fill_(blind, 1) * (1 - dropout))
+        tiles.put(out, mixed, rows)
+        kept_number = (largest + total.log_()).masked_fill_(blind, torch.inf)
+        logsumexp[:, :, rows.start : rows.stop] = kept_number.view(tiles.batch, tiles.heads, len(rows))
     return out, logsumexp
 
 
@@ -88,26 +85,25 @@ def tiled_attention_backward(
     dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
     wanted = bias if bias_gradient else None
     dbias = q.new_empty(0) if wanted is None else torch.zeros(wanted.shape, dtype=keys.dtype, device=q.device)
-    with _products(q):
-        for rows in tiles.rows():
-            queries, gradient = tiles.queries(q, rows) * scale, tiles.queries(dout, rows)
-            dot = (gradient * tiles.queries(out, rows)).sum(-1, keepdim=True)
-            gradient = gradient / (1 - dropout)
-            sums = logsumexp[:, :, rows.start : rows.stop].reshape(*queries.shape[:2], 1)
-            dqueries = torch.zeros_like(queries)
-            for columns in tiles.columns(rows):
-                part = slice(columns.start, columns.stop)
-                shares = tiles.scores(queries, keys[:, part], rows, columns).sub_(sums).exp_()
-                dscores = torch.bmm(gradient, values[:, part].mT)
-                tiles.drop(dscores, rows, columns)
-                dscores.sub_(dot).mul_(shares)
-                tiles.drop(shares, rows, columns)
-                dvalues[:, part].baddbmm_(shares.mT, gradient)
-                dkeys[:, part].baddbmm_(dscores.mT, queries)
-                dqueries.baddbmm_(dscores, keys[:, part])
-                if wanted is not None:
-                    tiles.add_to_bias(dbias, dscores, rows, columns)
-            tiles.put(dq, dqueries.mul_(scale), rows)
+    for rows in tiles.rows():
+        queries, gradient = tiles.queries(q, rows) * scale, tiles.queries(dout, rows)
+        dot = (gradient * tiles.queries(out, rows)).sum(-1, keepdim=True)
+        gradient = gradient / (1 - dropout)
+        sums = logsumexp[:, :, rows.start : rows.stop].reshape(*queries.shape[:2], 1)
+        dqueries = torch.zeros_like(queries)
+        for columns in tiles.columns(rows):
+            part = slice(columns.start, columns.stop)
+            shares = tiles.scores(queries, keys[:, part], rows, columns).sub_(sums).exp_()
+            dscores = torch.bmm(gradient, values[:, part].mT)
+            tiles.drop(dscores, rows, columns)
+            dscores.sub_(dot).mul_(shares)
+            tiles.drop(shares, rows, columns)
+            dvalues[:, part].baddbmm_(shares.mT, gradient)
+            dkeys[:, part].baddbmm_(dscores.mT, queries)
+            dqueries.baddbmm_(dscores, keys[:, part])
+            if wanted is not None:
+                tiles.add_to_bias(dbias, dscores, rows, columns)
+        tiles.put(dq, dqueries.mul_(scale), rows)
     dbias = dbias if wanted is None else dbias.to(wanted.dtype)
     return dq, tiles.from_group(dkeys, k), tiles.from_group(dvalues, v), dbias
 
@@ -210,17 +206,3 @@ def _part(bias: Tensor, rows: range, columns: range) -> Tensor:
     """The tile's part of a bias, whose axes of size 1 stay."""
     part = bias[:, :, rows.start : rows.stop] if bias.shape[2] > 1 else bias
     return part[..., columns.start : columns.stop] if bias.shape[3] > 1 else part
-
-
-@contextmanager
-def _products(q: Tensor) -> Iterator[None]:
-    """Inside, products of float32 tensors that hold bfloat16 numbers run on units for them, where there are."""
-    if q.dtype is not torch.bfloat16 or q.device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
-        yield
-        return
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, products.fp32_precision = products.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
