@@ -22,7 +22,7 @@ from verim.ops.rotary.reference import rotary_reference
 
 _NAME, _ROTARY_NAME = "attention", "rotary_attention"
 _TYPES = {device: (*types, torch.float64) for device, types in FLOATS.items()}
-_FEW_QUERIES = 8  # up to which torch's kernel is the faster: ours works on 64 at a time
+_FEW_QUERIES = 16  # up to which torch's kernel is the faster: ours works on 64 at a time
 Implementation = Literal["auto", "kernel", "tiled", "torch"]
 
 
@@ -56,7 +56,7 @@ def attention(
     - `scale`: None means 1 / sqrt(head_dim).
     - `implementation`: "kernel" (Numba or Triton), "tiled" (the same algorithm over torch's matrix products, for any
       device and type), "torch" (torch's own fused CPU kernel, which knows neither windows, biases nor dropout), or
-      "auto": "tiled" for float64, "torch" for up to 8 queries on the CPU where it knows the call, else "kernel".
+      "auto": "tiled" for float64, "torch" for up to 16 queries on the CPU where it knows the call, else "kernel".
 
     A query that sees no key, because of the bias, the window or fewer keys than queries, gives zeros, and zero
     gradients. All tensors have one floating-point data type and one device. Halves are multiplied and summed in
