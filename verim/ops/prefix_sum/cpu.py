@@ -55,12 +55,14 @@ TYPES = tuple(_MARKERS)
 SUM = 8  # bytes of a running sum
 SUMS_ROW = LANES * SUM
 BLOCK = 1 << 14  # entries of a block: with its result, a part of the second-level cache
-STRIP = 1024  # columns of a strip: rows of 4 kB, a page, and running sums of 8 kB
+STRIP = 1024  # columns of a strip at most: rows of 4 kB, a page, and running sums of 8 kB
+NARROW = 512  # of a strip where wider ones would be too few for the threads
 AHEAD = 2048  # bytes: the hardware foresees the next memory, but not beyond a page
 PATIENCE = 4096  # looks at a carry that does not come, some 10 µs, before its block is summed a second time
 BLOCK_ROWS = 64  # of a strip: many, as each block keeps a row of running sums
 CUT = 1 << 19  # entries of a row from which on two threads are worth reading its blocks twice
-CHAINS = 4  # with fewer rows or strips than this the axis is cut
+CHAINS = 4  # with fewer rows than this the axis is cut
+STRIPS = 2  # the same of strips, whose blocks keep a row of sums each
 STREAMED = 1 << 24  # bytes of a result that rows of sums write past the caches, which would not hold it
 _NANOSECONDS = 0.1  # for a byte that is read or written
 
@@ -262,6 +264,7 @@ def _down(
     carries: int,
     length: int,
     columns: int,
+    strip_columns: int,
     block: int,
     x: int,
     x_outer: int,
@@ -278,17 +281,17 @@ def _down(
 ) -> None:
     """Compiled. Scans [outer, length, columns] along its rows, in blocks of `block` rows and strips of columns."""
     nothing = zero(sums)
-    strips = (columns + STRIP - 1) // STRIP
+    strips = (columns + strip_columns - 1) // strip_columns
     blocks = (length + block - 1) // block
     local = scratch + STRIP * SUM
-    kept = min((columns + LANES - 1) // LANES * LANES, STRIP)  # running sums that a block hands on
+    kept = min((columns + LANES - 1) // LANES * LANES, strip_columns)  # running sums that a block hands on
     while True:
         ticket = draw_ticket(control)
         if ticket >= tickets:
             break
         strip, index, outer = ticket % strips, ticket // strips % blocks, ticket // (strips * blocks)
-        column = strip * STRIP
-        count = min(columns - column, STRIP)
+        column = strip * strip_columns
+        count = min(columns - column, strip_columns)
         begin = index * block
         steps = min(length - begin, block)
         source_step, target_step = x_row, columns * y_size
@@ -363,12 +366,13 @@ def prefix_sum_forward(x: Tensor, dim: int, exclusive: bool, reverse: bool) -> T
         how += (PATIENCE,)
         kernel = _along
     else:
-        strips = -(-inner // STRIP)
+        strip = STRIP if outer * -(-inner // STRIP) >= STRIPS else NARROW
+        strips = -(-inner // strip)
         fits = max(BLOCK_ROWS, BLOCK // inner)
-        block = fits if outer * strips < CHAINS and length > fits else length
+        block = fits if outer * strips < STRIPS and length > fits else length
         tickets = outer * strips * -(-length // block)
-        carries = min(-(-inner // LANES) * LANES, STRIP) if block < length else 0
-        geometry = (length, inner, block, x.data_ptr(), x.stride(0) * x_size, x.stride(1) * x_size)
+        carries = min(-(-inner // LANES) * LANES, strip) if block < length else 0
+        geometry = (length, inner, strip, block, x.data_ptr(), x.stride(0) * x_size, x.stride(1) * x_size)
         how += (int(y.numel() * y_size >= STREAMED and inner * y_size % 64 == 0),)
         kernel = _down
     control = torch.zeros(tickets + 1, dtype=torch.int64, device="cpu")
