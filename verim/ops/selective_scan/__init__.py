@@ -156,6 +156,7 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
 def _fake_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     state, keep = A.shape[1], others[-1]
+    kept: tuple[int, ...]
     if u.device.type == "cuda":
         kept = (batch, -(-length // STEPS_KEPT), channels, state) if keep else (0,)
         final, checkpoints = (u.new_empty(shape, dtype=torch.float32) for shape in ((batch, channels, state), kept))
