@@ -444,7 +444,7 @@ def test_only_the_gradients_asked_for_come_back() -> None:
         (lambda q, k, v: attention(q[:, :, :1], k, v), "argument k has 2 heads, expected a divisor of the 1 heads"),
         (lambda q, k, v: attention(q, k[:, :, :0], v[:, :, :0]), "argument k has 0 heads"),
         (lambda q, k, v: attention(q, k, v.double()), "argument v is torch.float64, expected torch.float32"),
-        (lambda q, k, v: attention(q, k, v, window=0), "argument window is 0, expected at least 1"),
+        (lambda q, k, v: attention(q, k, v, window=0), "argument window is 0, expected a whole number of at least 1"),
         (lambda q, k, v: attention(q, k, v, dropout=1.0), "argument dropout is 1.0, expected a probability"),
         (lambda q, k, v: attention(q, k, v, dropout=-0.1), "argument dropout is -0.1"),
         (lambda q, k, v: attention(q, k, v, bias=q), r"argument bias has shape .* \(1, 2, 4, 4\)"),

@@ -20,7 +20,7 @@ def check_tensor(
 
     With `or_float32` it may be float32 beside a bfloat16 or float16 `like`: parameters and states are kept so.
     """
-
+    check_is_tensor(op, name, tensor)
     if tensor.shape != shape:
         raise InputError(f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}")
     mixed = or_float32 and like.dtype in HALVES and tensor.dtype is torch.float32
@@ -38,7 +38,14 @@ def check_tensor(
 
 def check_sequence(op: str, name: str, tensor: Tensor) -> None:
     """Raises `InputError` unless `tensor` is a real floating-point tensor [batch, length, channels]."""
+    check_is_tensor(op, name, tensor)
     if tensor.dim() != 3:
         raise InputError(f"{op}: argument {name} has shape {tuple(tensor.shape)}, expected [batch, length, channels]")
     if not tensor.is_floating_point():
         raise InputError(f"{op}: argument {name} is {tensor.dtype}, expected a floating-point data type")
+
+
+def check_is_tensor(op: str, name: str, value: object) -> None:
+    """Raises `InputError` unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{op}: argument {name} is a {type(value).__name__}, expected a tensor")

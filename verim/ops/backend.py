@@ -15,6 +15,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from verim.errors import InputError
 from verim.ops.precision import HALVES
@@ -47,9 +48,13 @@ def takes_fast_path(op: str, like: Tensor, types: Mapping[str, tuple[torch.dtype
     `types`: the data types of the fast version by kind of device ("cpu", "cuda"). Warns (once) where only the lack
     of a fast version decides, but not where a device is listed without any type: there the reference is as good as
     it gets, elementwise work that `torch.compile` fuses. Inside `torch.compile` the choice is made once, when the
-    code is compiled.
+    code is compiled. Under transformations that the kernels do not know (`torch.func`, forward-mode derivatives,
+    `torch.jit.trace`) the reference runs.
     """
     if _is_reference_forced():
+        return False
+    if not torch.compiler.is_compiling() and _is_transformed():
+        _warn_of_transform(op)
         return False
     device = "cpu" if like.is_cpu else like.device.type  # a device's name takes a microsecond
     known = types.get(device)
@@ -73,6 +78,23 @@ def _is_reference_forced() -> bool:
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def _is_transformed() -> bool:
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+@functools.cache
+def _warn_of_transform(op: str) -> None:
+    warnings.warn(
+        f"{op}: under torch.func, forward-mode derivatives and torch.jit.trace the plain PyTorch reference runs, "
+        'slowly. To choose it without this warning: verim.ops.force_backend("reference")',
+        stacklevel=4,
+    )
 
 
 def _warn_once(op: str, device: str, dtype: torch.dtype, types: Mapping[str, tuple[torch.dtype, ...]]) -> None:

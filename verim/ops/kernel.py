@@ -2,14 +2,19 @@
 
 import importlib
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Buffer, Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from verim.ops.cost import Cost
 
 _LIBRARY = torch.library.Library("verim", "FRAGMENT")
+# Arguments that kernels can read. Other tensors (a DTensor, a FakeTensor) know what to do with operators.
+_PLAIN = frozenset({Tensor, Parameter, Buffer, NoneType, bool, int, float})
 KERNELS: dict[str, "Kernel"] = {}  # by name, for those that walk over all of them
 
 
@@ -60,7 +65,7 @@ class Kernel:
         KERNELS[self.name] = self
 
     def __call__(self, *arguments: Any) -> Any:
-        if is_traced():
+        if is_traced() or not all(type(argument) in _PLAIN for argument in arguments):
             return self.operator(*arguments)
         return self.on("cuda" if arguments[0].is_cuda else "cpu")(*arguments)
 

@@ -9,8 +9,11 @@ from torch import Tensor
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def _kind(tensor: Tensor | None) -> str:
-    return "cpu" if tensor is None or tensor.is_cpu else tensor.device.type  # a device's name takes a microsecond
+def _kind(tensor: object) -> str:
+    """The kind of a tensor's device. What is no tensor is refused later, by the op's checks."""
+    return (
+        "cpu" if not isinstance(tensor, Tensor) or tensor.is_cpu else tensor.device.type
+    )  # a name takes a microsecond
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
@@ -45,4 +48,6 @@ def follow_autocast(*tensors: Tensor | None, lower: bool = False) -> tuple[Any, 
         return tensors
     target = torch.get_autocast_dtype(kind) if lower else torch.float32
     kinds = (torch.float32, *HALVES)
-    return tuple(tensor.to(target) if tensor is not None and tensor.dtype in kinds else tensor for tensor in tensors)
+    return tuple(
+        tensor.to(target) if isinstance(tensor, Tensor) and tensor.dtype in kinds else tensor for tensor in tensors
+    )

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.ops.arguments import check_tensor
+from verim.ops.arguments import check_is_tensor, check_tensor
 from verim.ops.attention import cpu, fused, tiled
 from verim.ops.attention.cost import backward_cost, forward_cost
 from verim.ops.attention.dropout import draw_seed
@@ -62,7 +62,8 @@ def attention(
     gradients. All tensors have one floating-point data type and one device. Halves are multiplied and summed in
     float32, and rounded once; under `torch.autocast` queries, keys and values are converted to its type, as torch's
     attention does. Not differentiable twice; the reference is. The same input gives the same bits, whatever
-    the number of threads. A NaN in a key or value may reach queries that do not see it.
+    the number of threads. A NaN reaches every query that sees it, and may
+    reach others.
 
     Raises `InputError` (a ValueError) for a wrong shape, data type, device or option.
 
@@ -78,7 +79,8 @@ def attention(
     bias = None if bias is None else _four_axes(bias, q, k)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     seed = draw_seed() if dropout else None
-    options = bias, causal, window or 0, dropout, seed, scale
+    window = 0 if window is None else min(window, q.shape[1] + k.shape[1])  # a wider one hides nothing
+    options = bias, bool(causal), window, float(dropout), seed, float(scale)
     if not takes_fast_path(_NAME, q, _TYPES):
         return attention_reference(q, k, v, *options)
     chosen = _choice(q, k, *options) if implementation == "auto" else implementation
@@ -260,6 +262,8 @@ def _fused(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_is_tensor(_NAME, name, tensor)
     if q.dim() != 4 or not q.is_floating_point() or not q.shape[2] * q.shape[3]:
         raise InputError(
             f"{_NAME}: argument q is {q.dtype} of shape {tuple(q.shape)}, expected a floating-point tensor "
@@ -279,21 +283,27 @@ def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) 
         )
     if not 0 <= dropout < 1:
         raise InputError(f"{_NAME}: argument dropout is {dropout}, expected a probability of at least 0, less than 1")
-    if window is not None and window < 1:
+    if window is not None and (isinstance(window, bool | float) or window < 1):
         raise InputError(
-            f"{_NAME}: argument window is {window}, expected at least 1 (the position itself), or None for no window"
+            f"{_NAME}: argument window is {window}, expected a whole number of at least 1 (the position "
+            "itself), or None for no window"
         )
 
 
 def _four_axes(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """A bias or mask [batch or 1, heads or 1, length or 1, keys or 1], in numbers to add."""
     whole = q.shape[0], q.shape[2], q.shape[1], k.shape[1]
+    check_is_tensor(_NAME, "bias", bias)
     four = bias[(None,) * (4 - bias.dim())] if bias.dim() < 4 else bias
     if four.dim() != 4 or any(own not in (1, size) for own, size in zip(four.shape, whole, strict=True)):
         raise InputError(
             f"{_NAME}: argument bias has shape {tuple(bias.shape)}, expected one that broadcasts to [batch, heads, "
             f"length, keys] = {whole}"
         )
+    if not four.requires_grad and not torch.compiler.is_compiling():
+        for axis, (size, stride) in enumerate(zip(four.shape, four.stride(), strict=True)):
+            if size > 1 and stride == 0:  # expanded: what is the same everywhere stays one
+                four = four.narrow(axis, 0, 1)
     if four.dtype is torch.bool and four.device == q.device:
         return torch.zeros_like(four, dtype=q.dtype).masked_fill_(~four, -torch.inf)
     check_tensor(_NAME, "bias", four, four.shape, "", q, or_float32=True)

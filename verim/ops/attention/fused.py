@@ -10,8 +10,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 def torch_attention_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """The output and the logarithm of each row's sum of exponentials. As many queries as keys with `causal`."""
     repeats = q.shape[2] // k.shape[2]
-    out, logsumexp = _forward(*_heads_first(q, k, v, repeats), 0.0, causal, scale=scale)
-    return out.transpose(1, 2).contiguous(), logsumexp.contiguous()
+    turned = _heads_first(q, k, v, repeats)
+    out, logsumexp = _forward(*turned, 0.0, causal, scale=scale)
+    return _with_lost_nans(out, logsumexp, *turned[:2], scale).transpose(1, 2).contiguous(), logsumexp.contiguous()
 
 
 def torch_attention_backward(
@@ -27,6 +28,15 @@ def torch_attention_backward(
     if repeats > 1:
         dk, dv = (gradient.unflatten(2, (-1, repeats)).sum(3) for gradient in (dk, dv))
     return dq, dk, dv
+
+
+def _with_lost_nans(out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Torch's kernel takes a row of scores that are all NaN for an empty one: finite numbers, a logarithm of 0."""
+    lost = logsumexp == 0
+    if not lost.any():
+        return out
+    lost &= (q.sum(-1) + k.sum((-2, -1)).unsqueeze(-1)).mul(scale).isnan()
+    return out.masked_fill(lost.unsqueeze(-1), torch.nan)
 
 
 def _heads_first(q: Tensor, k: Tensor, v: Tensor, repeats: int) -> tuple[Tensor, Tensor, Tensor]:

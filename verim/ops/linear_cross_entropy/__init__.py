@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.ops.arguments import check_tensor
+from verim.ops.arguments import check_is_tensor, check_tensor
 from verim.ops.backend import FLOATS, takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
@@ -63,6 +63,8 @@ def linear_cross_entropy(
     >>> linear_cross_entropy(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([3, -100])).exp()
     tensor(4.)
     """
+    for name, given in (("hidden", hidden), ("weight", weight), ("targets", targets)):
+        check_is_tensor(_NAME, name, given)
     if hidden.device.type == "cuda":
         hidden, weight, bias = follow_autocast(hidden, weight, bias, lower=True)
     _check(hidden, weight, bias, targets, reduction, label_smoothing, softcap, z_loss)

@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.ops.arguments import check_tensor
+from verim.ops.arguments import check_is_tensor, check_tensor
 from verim.ops.backend import takes_fast_path
 from verim.ops.derivatives import refuse_second_derivative
 from verim.ops.kernel import Kernel
@@ -128,6 +128,8 @@ class _LinearRecurrence(torch.autograd.Function):
 
 
 def _check(a: Tensor, b: Tensor, initial: Tensor | None) -> None:
+    check_is_tensor(_NAME, "a", a)
+    check_is_tensor(_NAME, "b", b)
     if b.dim() != 3:
         raise InputError(f"{_NAME}: argument b has shape {tuple(b.shape)}, expected [batch, length, channels]")
     if not (b.is_floating_point() or b.is_complex()):
