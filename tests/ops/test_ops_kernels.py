@@ -93,7 +93,7 @@ CASES = {
     ),
     "prefix_sum": Case(
         functools.partial(prefix_sum, dim=0, exclusive=True),
-        lambda: [normal(2, 200, 200)],
+        lambda: [normal(2, 300, 300)],
         ("prefix_sum_forward", "prefix_sum_forward"),
     ),
     "selective_scan": Case(
