@@ -1,6 +1,9 @@
-"""What the backward passes of the fast kernels share."""
+"""What the gradients of the fast kernels share."""
+
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from verim.errors import InputError
 
@@ -16,3 +19,13 @@ def refuse_second_derivative(op: str) -> None:
             f"{op}: create_graph=True asks for a second derivative, which the fast kernel has not; call the op "
             'inside verim.ops.force_backend("reference"), which is differentiable any number of times'
         )
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd wants to know what is computed of these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def asked_for(gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients whose inputs need one, None for the others."""
+    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True))

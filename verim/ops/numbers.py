@@ -9,6 +9,7 @@ stands for its parts: 16 lanes are 8 pairs.
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import types
 from numba.extending import models, register_model
 
@@ -293,3 +294,27 @@ def reversed_numbers(typing: Any, value: Any, marker: Any) -> Any:
         return _parts_of(builder, args[0], args[0], lanes)
 
     return value(value, marker), generate
+
+
+@njit(nogil=True)
+def last_entry(value: Any, width: int) -> Any:
+    """The last entry, `width` lanes, in all entries."""
+    if width == 1:
+        return last_1(value, value)
+    if width == 2:
+        return last_2(value, value)
+    if width == 4:
+        return last_4(value, value)
+    return last_8(value, value)
+
+
+@njit(nogil=True)
+def shifted(value: Any, carry: Any, width: int) -> Any:
+    """Every entry in the place of the next one, the carry in the first place."""
+    if width == 1:
+        return moved_1(carry, value)
+    if width == 2:
+        return moved_2(carry, value)
+    if width == 4:
+        return moved_4(carry, value)
+    return moved_8(carry, value)

@@ -39,7 +39,7 @@ _FORMATS: dict[type, tuple[str, ...]] = {  # as `struct` writes an argument, fil
     np.complex64: ("f4x", "f4x"),
     np.complex128: ("d", "d"),
 }
-_functions: dict[tuple[Any, ...], tuple[int, struct.Struct]] = {}
+_functions: dict[tuple[Any, ...], tuple[int, struct.Struct, bool]] = {}
 _is_forked = False
 
 
@@ -63,8 +63,8 @@ def run_in_team(
     found = _functions.get(key)
     if found is None:
         found = _functions[key] = _compiled_for(kernel, arguments)
-    function, layout = found
-    values = (part for value in arguments for part in _parts(value)) if _has_complex(key) else arguments
+    function, layout, has_complex = found
+    values = (part for value in arguments for part in _parts(value)) if has_complex else arguments
     data = ctypes.create_string_buffer(
         layout.pack(0, tasks, pieces, scratch, scratch_stride, 0, 0, *values), layout.size
     )
@@ -85,18 +85,13 @@ def _parallel() -> Any:
     return parallel
 
 
-@cache
-def _has_complex(key: tuple[Any, ...]) -> bool:
-    return any(issubclass(kind, np.complexfloating) for kind in key[1:])
-
-
 def _parts(value: Any) -> tuple[Any, ...]:
     return (value.real, value.imag) if isinstance(value, np.complexfloating) else (value,)
 
 
 @global_compiler_lock
-def _compiled_for(kernel: Any, arguments: tuple[Any, ...]) -> tuple[int, struct.Struct]:
-    """The address of the function that a thread runs, and how its data are laid out."""
+def _compiled_for(kernel: Any, arguments: tuple[Any, ...]) -> tuple[int, struct.Struct, bool]:
+    """The address of the function that a thread runs, how its data are laid out, and whether one is complex."""
     signature = tuple(numba.typeof(value) for value in (0, 0, 0, *arguments))
     kernel.compile(signature)
     result = kernel.overloads[signature]
@@ -108,7 +103,8 @@ def _compiled_for(kernel: Any, arguments: tuple[Any, ...]) -> tuple[int, struct.
     library = context.codegen().create_library(f"team.{name}")
     library.add_ir_module(_module(target, result.library.get_pointer_to_function(name)))
     library.finalize()
-    return library.get_pointer_to_function("verim_team"), struct.Struct("=7q" + "".join(formats))
+    layout = struct.Struct("=7q" + "".join(formats))
+    return library.get_pointer_to_function("verim_team"), layout, len(formats) > len(arguments)
 
 
 def _module(target: Any, address: int) -> Any:

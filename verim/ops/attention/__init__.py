@@ -15,7 +15,7 @@ from verim.ops.attention.dropout import draw_seed
 from verim.ops.attention.reference import attention_reference
 from verim.ops.backend import FLOATS, takes_fast_path
 from verim.ops.cost import Cost
-from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.derivatives import is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.precision import HALVES, follow_autocast
 from verim.ops.rotary.reference import rotary_reference
@@ -87,7 +87,7 @@ def attention(
     if chosen == "torch":
         return _fused(q, k, v, *options)
     known = _known(chosen, q)
-    if _is_recorded(q, k, v, bias):
+    if is_recorded(q, k, v, bias):
         result: Tensor = _Attention.apply(known, q, k, v, *options)
         return result
     return _KERNELS[known][0](q, k, v, *options)[0]
@@ -118,7 +118,7 @@ def rotary_attention(
     if not takes_fast_path(_ROTARY_NAME, qkv, FLOATS):
         q, k = rotary_reference(qkv[:, :, :2], cosines, sines).unbind(2)
         return attention_reference(q, k, qkv[:, :, 2], None, causal, 0, 0.0, None, scale)
-    if _is_recorded(qkv):
+    if is_recorded(qkv):
         result: Tensor = _RotaryAttention.apply(qkv, cosines, sines, causal, scale)
         return result
     return rotary_attention_forward(qkv, cosines, sines, causal, scale)[0]
@@ -191,10 +191,6 @@ class _RotaryAttention(torch.autograd.Function):
         return dqkv, None, None, None, None
 
 
-def _is_recorded(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def _choice(
     q: Tensor,
     k: Tensor,
@@ -255,7 +251,7 @@ def _fused(
             f"{reason or f'tensors on {q.device}'}: leave it out, or pass 'kernel' or 'tiled'"
         )
     causal = causal and q.shape[1] > 1  # a last query sees all keys
-    if _is_recorded(q, k, v):
+    if is_recorded(q, k, v):
         result: Tensor = _Fused.apply(q, k, v, causal, scale)
         return result
     return torch_attention_forward(q, k, v, causal, scale)[0]

@@ -12,7 +12,7 @@ from verim.ops.backend import FLOATS_ON_CPU, takes_fast_path
 from verim.ops.causal_conv1d import cpu
 from verim.ops.causal_conv1d.cost import backward_cost, forward_cost
 from verim.ops.causal_conv1d.reference import causal_conv1d_reference
-from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.derivatives import is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.precision import narrow, widen
 
@@ -80,7 +80,7 @@ def causal_conv1d(
     tensors = widen(x, weight, bias, initial)
     if not takes_fast_path(_NAME, x, FLOATS_ON_CPU):
         y, final = causal_conv1d_reference(*(*tensors, activation))
-    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    elif is_recorded(*tensors):
         y, final = _CausalConvolution.apply(*tensors, activation)
     else:
         y, final = convolution_forward(*tensors, activation)

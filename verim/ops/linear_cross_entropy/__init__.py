@@ -9,7 +9,7 @@ from torch import Tensor
 from verim.errors import InputError
 from verim.ops.arguments import check_is_tensor, check_tensor
 from verim.ops.backend import FLOATS, takes_fast_path
-from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.derivatives import asked_for, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.linear_cross_entropy import cpu
 from verim.ops.linear_cross_entropy.cost import backward_cost, forward_cost, gradients_cost
@@ -158,8 +158,7 @@ class _LossOfEach(torch.autograd.Function):
         refuse_second_derivative(_NAME)
         needed = ctx.needs_input_grad[:3]
         gradients = linear_cross_entropy_backward(*ctx.saved_tensors, upstream[0], *ctx.options, *needed)
-        kept = (gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True))
-        return *kept, None, None, None, None, None
+        return *asked_for(gradients, needed), None, None, None, None, None
 
 
 def _check(

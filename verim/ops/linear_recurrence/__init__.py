@@ -9,7 +9,7 @@ from torch import Tensor
 from verim.errors import InputError
 from verim.ops.arguments import check_is_tensor, check_tensor
 from verim.ops.backend import takes_fast_path
-from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.derivatives import is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.linear_recurrence import cpu
 from verim.ops.linear_recurrence.cost import backward_cost, forward_cost
@@ -97,7 +97,7 @@ def linear_recurrence(
     tensors = a, b, initial
     if not fast:
         h, final = linear_recurrence_reference(*tensors, reverse)
-    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    elif is_recorded(*tensors):
         h, final = _LinearRecurrence.apply(*tensors, reverse)
     else:
         h, final = recurrence_forward(*tensors, reverse)

@@ -28,10 +28,7 @@ from verim.ops.memory import place_of
 from verim.ops.numbers import (
     conjugate,
     is_finite,
-    last_1,
-    last_2,
-    last_4,
-    last_8,
+    last_entry,
     load_numbers,
     moved_1,
     moved_2,
@@ -40,6 +37,7 @@ from verim.ops.numbers import (
     one,
     plus,
     reversed_numbers,
+    shifted,
     store_numbers,
     stream_numbers,
     times,
@@ -223,30 +221,6 @@ def _composed(factor: Any, state: Any, width: int, marker: Any) -> Any:
 
 
 @njit(nogil=True)
-def _last(value: Any, width: int) -> Any:
-    """The last entry, `width` lanes, in all entries."""
-    if width == 1:
-        return last_1(value, value)
-    if width == 2:
-        return last_2(value, value)
-    if width == 4:
-        return last_4(value, value)
-    return last_8(value, value)
-
-
-@njit(nogil=True)
-def _shifted(value: Any, carry: Any, width: int) -> Any:
-    """Every entry in the place of the next one, the carry in the first place."""
-    if width == 1:
-        return moved_1(carry, value)
-    if width == 2:
-        return moved_2(carry, value)
-    if width == 4:
-        return moved_4(carry, value)
-    return moved_8(carry, value)
-
-
-@njit(nogil=True)
 def _through(factor: Any, value: Any, carry: Any, width: int, marker: Any) -> Any:
     """The states after each entry, from the state `carry`."""
     product, state = _composed(factor, value, width, marker)
@@ -254,7 +228,7 @@ def _through(factor: Any, value: Any, carry: Any, width: int, marker: Any) -> An
     if not is_finite(state):  # perhaps only the product is not: one entry more is right after each round
         state = value
         for _ in range(0, LANES, width):
-            state = times_plus(factor, _shifted(state, carry, width), value, marker)
+            state = times_plus(factor, shifted(state, carry, width), value, marker)
     return state
 
 
@@ -328,8 +302,8 @@ def _lanes(
                         factor = conjugate(factor, marker)
                         value = times(factor, value, marker)
                     factor, value = _composed(factor, value, width, marker)
-                    local = _last(times_plus(factor, local, value, marker), width)
-                    store_numbers(spare, LANES, _last(factor, width), marker)
+                    local = last_entry(times_plus(factor, local, value, marker), width)
+                    store_numbers(spare, LANES, last_entry(factor, width), marker)
                     product = times(product, load_numbers(spare, LANES, marker, wide), wide)
             if index > 0:
                 wait_for(control + ticket * 8)
@@ -361,7 +335,7 @@ def _lanes(
                 if backwards != 0:
                     factor = conjugate(factor, marker)
                     states = _through(factor, times(factor, value, marker), carry, width, marker)
-                    value = plus(value, _shifted(states, carry, width))
+                    value = plus(value, shifted(states, carry, width))
                     place = before + out + further * size
                     if is_end:
                         border_at, rest_at = (some - width) * size, 0
@@ -384,7 +358,7 @@ def _lanes(
                 else:
                     states = _through(factor, value, carry, width, marker)
                     value = states
-                carry = _last(states, width)
+                carry = last_entry(states, width)
                 if flipped != 0:
                     value = reversed_numbers(value, marker)
                 _put(y + out, some, value, streamed, marker)

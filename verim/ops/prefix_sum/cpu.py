@@ -23,10 +23,7 @@ from torch import Tensor
 from verim.ops.chain import draw_ticket, finish_streams, hand_on, has_come, is_handed_on, wait_for
 from verim.ops.compiled import compiled
 from verim.ops.numbers import (
-    last_1,
-    last_2,
-    last_4,
-    last_8,
+    last_entry,
     load_numbers,
     moved_1,
     moved_2,
@@ -34,6 +31,7 @@ from verim.ops.numbers import (
     moved_8,
     plus,
     reversed_numbers,
+    shifted,
     store_numbers,
     stream_numbers,
     zero,
@@ -80,30 +78,6 @@ def _across(value: Any, nothing: Any, width: int) -> Any:
 
 
 @njit(nogil=True)
-def _last(value: Any, width: int) -> Any:
-    """The last entry, `width` lanes, in all entries."""
-    if width == 1:
-        return last_1(value, value)
-    if width == 2:
-        return last_2(value, value)
-    if width == 4:
-        return last_4(value, value)
-    return last_8(value, value)
-
-
-@njit(nogil=True)
-def _shifted(value: Any, carry: Any, width: int) -> Any:
-    """Every entry in the place of the next one, the carry in the first place."""
-    if width == 1:
-        return moved_1(carry, value)
-    if width == 2:
-        return moved_2(carry, value)
-    if width == 4:
-        return moved_4(carry, value)
-    return moved_8(carry, value)
-
-
-@njit(nogil=True)
 def _sum_of_block(x: int, lanes: int, size: int, nothing: Any, width: int, memory: Any, sums: Any) -> Any:
     """The sum of a block's entries, in all entries."""
     total = other = nothing
@@ -115,7 +89,7 @@ def _sum_of_block(x: int, lanes: int, size: int, nothing: Any, width: int, memor
     for at in range(pairs * 2 * LANES, lanes, LANES):
         total = plus(total, load_numbers(x, lanes - at, memory, sums))
         x += LANES * size
-    return _last(_across(plus(total, other), nothing, width), width)
+    return last_entry(_across(plus(total, other), nothing, width), width)
 
 
 @njit(nogil=True)
@@ -227,10 +201,10 @@ def _along(
                     value = reversed_numbers(value, sums)
                 value = _across(value, nothing, width)
                 before = carry
-                carry = plus(before, _last(value, width))
+                carry = plus(before, last_entry(value, width))
                 value = plus(before, value)
                 if exclusive != 0:
-                    value = _shifted(value, before, width)
+                    value = shifted(value, before, width)
                 if backwards != 0:
                     value = reversed_numbers(value, sums)
                 store_numbers(target, LANES, value, result)
@@ -246,7 +220,7 @@ def _along(
                     value = reversed_numbers(value, sums)
                 value = plus(carry, _across(value, nothing, width))
                 if exclusive != 0:
-                    value = _shifted(value, carry, width)
+                    value = shifted(value, carry, width)
                 if backwards != 0:
                     value = reversed_numbers(value, sums)
                 store_numbers(target, rest, value, result)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import FLOATS, takes_fast_path
-from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.derivatives import asked_for, is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.launch import STEPS_KEPT
 from verim.ops.precision import follow_autocast, widen
@@ -96,7 +96,7 @@ def selective_scan(
     else:
         if u.device.type == "cpu":
             tensors = widen(*tensors)
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        if is_recorded(*tensors):
             y, final = _SelectiveScan.apply(*tensors)
         else:
             y, final, _ = scan_forward(*tensors, False)
@@ -130,9 +130,7 @@ class _SelectiveScan(torch.autograd.Function):
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(u)
         gradients = scan_backward(u, delta, A, B, C, D, checkpoints, dy, dfinal)
-        return tuple(
-            gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
-        )
+        return asked_for(gradients, ctx.needs_input_grad)
 
 
 def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, initial: Tensor | None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from verim.ops.arguments import check_sequence, check_tensor
 from verim.ops.backend import FLOATS, takes_fast_path
-from verim.ops.derivatives import refuse_second_derivative
+from verim.ops.derivatives import asked_for, is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.precision import follow_autocast, widen
 from verim.ops.wkv import cpu
@@ -83,7 +83,7 @@ def wkv(
     else:
         if k.device.type == "cpu":
             tensors = widen(*tensors)
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        if is_recorded(*tensors):
             y, final = _WKV.apply(*tensors)
         else:
             y, final, _ = wkv_forward(*tensors, False)
@@ -108,9 +108,7 @@ class _WKV(torch.autograd.Function):
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(k)
         gradients = wkv_backward(k, v, w, u, checkpoints, dy, dfinal)
-        return tuple(
-            gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
-        )
+        return asked_for(gradients, ctx.needs_input_grad)
 
 
 def _check(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None) -> None:
