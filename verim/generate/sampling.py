@@ -31,7 +31,7 @@ def sample(
     generator = torch.Generator(prompt.device).manual_seed(seed)
     model.eval()
     drawn = []
-    logits, states = model(prompt)
+    logits, states = model(prompt, last=1)
     for _ in range(tokens):
         last = logits[:, -1]
         if temperature == 0:

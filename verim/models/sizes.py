@@ -3,19 +3,20 @@
 from collections.abc import Callable
 
 from verim.errors import InputError
-from verim.models.language_model import LanguageModelConfig
+from verim.models.config import BlockConfig, LanguageModelConfig
+from verim.nn import SwiGLUConfig
 from verim.nn.mixers import AttentionConfig, MambaConfig
 
 
 def transformer(width: int) -> LanguageModelConfig:
     """Heads of 16 channels, SwiGLU of 8/3 the width (Shazeer 2020, arXiv 2002.05202, section 3) in steps of 8."""
-    mixer = AttentionConfig(heads=max(1, width // 16))
-    return LanguageModelConfig(mixer, width, depth_of(width), hidden=8 * round(width / 3))
+    block = BlockConfig(AttentionConfig(heads=max(1, width // 16)), SwiGLUConfig(hidden=8 * round(width / 3)))
+    return LanguageModelConfig((block,), width, depth_of(width))
 
 
 def mamba(width: int) -> LanguageModelConfig:
     """Two Mamba blocks for each block of a transformer (Gu & Dao 2023, arXiv 2312.00752, section 3.4)."""
-    return LanguageModelConfig(MambaConfig(), width, 2 * depth_of(width))
+    return LanguageModelConfig((BlockConfig(MambaConfig()),), width, 2 * depth_of(width))
 
 
 def depth_of(width: int) -> int:

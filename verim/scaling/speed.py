@@ -115,7 +115,8 @@ def measure_width(architecture: str, width: int) -> Candidate:
 
 
 def _heads(config: LanguageModelConfig) -> int | None:
-    return config.mixer.heads if isinstance(config.mixer, AttentionConfig) else None
+    mixer = config.block(0).mixer
+    return mixer.heads if isinstance(mixer, AttentionConfig) else None
 
 
 def _step_seconds(model: LanguageModel, optimiser: torch.optim.Optimizer, batch: int) -> float:

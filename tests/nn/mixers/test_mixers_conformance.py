@@ -2,19 +2,24 @@
 
 import dataclasses
 from contextlib import AbstractContextManager
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verim.nn.mixers import AttentionConfig, MambaConfig, MixerConfig
+from verim.nn.mixers import MIXERS, AttentionConfig, MambaConfig
 from verim.ops import force_backend
 
 WIDTH = 16
 CASES: dict[type, list[Any]] = {
-    AttentionConfig: [AttentionConfig(heads=1), AttentionConfig(heads=2, rotary_base=100.0)],
+    AttentionConfig: [
+        AttentionConfig(heads=4, kv_heads=2, head_dim=6, bias=True, out_bias=True),
+        AttentionConfig(heads=1),
+        AttentionConfig(heads=2, rotary_base=100.0),
+        AttentionConfig(heads=2, kv_heads=1, window=5),
+    ],
     MambaConfig: [MambaConfig(state=4), MambaConfig(state=3, expand=1, kernel=2, rank=2)],
 }
 CONFIGS = [config for configs in CASES.values() for config in configs]
@@ -32,7 +37,7 @@ def in_float64() -> AbstractContextManager[None]:
 
 
 def test_every_mixer_is_covered() -> None:
-    assert set(CASES) == set(get_args(MixerConfig))
+    assert set(CASES) == set(MIXERS.values())
 
 
 @each_config
@@ -84,7 +89,49 @@ def test_state_takes_the_bytes_that_are_declared(config: Any, length: int) -> No
     mixer = build(config, dtype=torch.float32)
     with torch.no_grad():
         _, state = mixer(torch.randn(3, length, WIDTH))
-    assert sum(t.numel() * t.element_size() for t in state.tensors()) == mixer.state_bytes(3, length)
+    assert state.bytes() == mixer.state_bytes(3, length)
+
+
+@each_config
+def test_rows_join_and_part_as_if_they_were_alone(config: Any) -> None:
+    """Sequences of different length, prefilled alone, go on together; some end, some begin, none notices."""
+    mixer = build(config)
+    sequences = [torch.randn(1, length, WIDTH, dtype=torch.float64) for length in (17, 9, 12)]
+    with torch.no_grad(), in_float64():
+        alone = [mixer(x)[0][:, -4:] for x in sequences]
+        states = [mixer(x[:, :-4])[1] for x in sequences]
+        kind = type(states[0])
+        state = kind.join(states[:2])
+        one, state = mixer(torch.cat([x[:, -4:-3] for x in sequences[:2]]), state)
+        state = kind.join([state, mixer(sequences[2][:, -4:-3], states[2])[1]])
+        two, state = mixer(torch.cat([x[:, -3:-1] for x in sequences]), state)
+        state = state.take(torch.tensor([2, 1]))
+        three, state = mixer(torch.cat([sequences[2][:, -1:], sequences[1][:, -1:]]), state)
+    tolerance = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(one, torch.cat([y[:, :1] for y in alone[:2]]), **tolerance)
+    torch.testing.assert_close(two, torch.cat([y[:, 1:3] for y in alone]), **tolerance)
+    torch.testing.assert_close(three, torch.cat([alone[2][:, 3:], alone[1][:, 3:]]), **tolerance)
+
+
+@each_config
+def test_a_state_that_was_gone_on_from_can_be_gone_on_from_again(config: Any) -> None:
+    mixer, x = build(config), torch.randn(2, 14, WIDTH, dtype=torch.float64)
+    other = torch.randn(2, 3, WIDTH, dtype=torch.float64)
+    with torch.no_grad(), in_float64():
+        whole = mixer(x)[0]
+        _, state = mixer(x[:, :6])
+        _, state = mixer(x[:, 6:8], state)
+        aside, side = mixer(other, state)
+        first, later = mixer(x[:, 8:11], state)
+        last, _ = mixer(x[:, 11:], later)
+        again, _ = mixer(other, state)
+        mixer(other, side)
+        back = later.earlier(3)
+        assert (back is None) == (len(state.tensors()) == 0 or not hasattr(state, "seen"))
+        if back is not None:
+            torch.testing.assert_close(mixer(other, back)[0], aside, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.cat([first, last], dim=1), whole[:, 8:], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(aside, again, rtol=0, atol=0)
 
 
 @each_config
@@ -105,7 +152,8 @@ def test_gradients_reach_every_weight_and_the_state(config: Any) -> None:
 def test_every_configuration_field_is_read(config: Any, field: dataclasses.Field[Any]) -> None:
     """Changing the field changes the weights or the output."""
     value = getattr(config, field.name)
-    other = dataclasses.replace(config, **{field.name: value * 2 if value else value + 2})
+    changed = not value if isinstance(value, bool) else value * 2 if value else value + 2
+    other = dataclasses.replace(config, **{field.name: changed})
     x = torch.randn(1, 9, WIDTH, dtype=torch.float64)
     mine, theirs = build(config), build(other)
     same_weights = [w.shape for w in mine.parameters()] == [w.shape for w in theirs.parameters()]

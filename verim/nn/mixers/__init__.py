@@ -1,12 +1,18 @@
 """Mixers: layers that mix along the sequence, all behind one call."""
 
-from verim.nn.mixers.attention import Attention, AttentionConfig, AttentionState
+from verim.nn.mixers.attention import Attention, AttentionConfig
+from verim.nn.mixers.attention_state import AttentionState
 from verim.nn.mixers.mamba import Mamba, MambaConfig, MambaState
 from verim.nn.mixers.mixer import Mixer
 
-MixerConfig = AttentionConfig | MambaConfig
+MIXERS: dict[str, type] = {
+    "attention": AttentionConfig,
+    "mamba": MambaConfig,
+}
+"""The kinds of mixers, by their name in a configuration."""
 
 __all__ = [
+    "MIXERS",
     "Attention",
     "AttentionConfig",
     "AttentionState",
@@ -14,5 +20,4 @@ __all__ = [
     "MambaConfig",
     "MambaState",
     "Mixer",
-    "MixerConfig",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from verim.errors import InputError
 from verim.nn.mixers.mixer import Mixer
+from verim.nn.state import TensorState
 from verim.ops import causal_conv1d, selective_scan
 from verim.ops.causal_conv1d import cost as convolution
 from verim.ops.selective_scan import cost as scan
@@ -40,19 +41,16 @@ class MambaConfig:
                 f"delta_min, delta_max: got {self.delta_min}, {self.delta_max}; expected 0 < delta_min < delta_max"
             )
 
-    def build(self, width: int) -> "Mamba":
+    def build(self, width: int, index: int = 0, depth: int = 1) -> "Mamba":
         return Mamba(self, width)
 
 
 @dataclass(frozen=True)
-class MambaState:
+class MambaState(TensorState):
     """The last inputs of the convolution and the state of the scan."""
 
     convolution: Float[Tensor, "batch past inner"]
     scan: Float[Tensor, "batch inner state"]
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        return self.convolution, self.scan
 
 
 class Mamba(Mixer):
