@@ -9,18 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verim.nn.mixers import MIXERS, AttentionConfig, MambaConfig
+from verim.nn.mixers import MIXERS, AttentionConfig, MambaConfig, RWKV4Config
 from verim.ops import force_backend
 
 WIDTH = 16
 CASES: dict[type, list[Any]] = {
     AttentionConfig: [
-        AttentionConfig(heads=4, kv_heads=2, head_dim=6, bias=True, out_bias=True),
+        AttentionConfig(
+            heads=4, kv_heads=2, head_dim=6, bias=True, out_bias=True, rotary_factor=3.0, rotary_context=200
+        ),
         AttentionConfig(heads=1),
         AttentionConfig(heads=2, rotary_base=100.0),
         AttentionConfig(heads=2, kv_heads=1, window=5),
     ],
-    MambaConfig: [MambaConfig(state=4), MambaConfig(state=3, expand=1, kernel=2, rank=2)],
+    MambaConfig: [
+        MambaConfig(state=4),
+        MambaConfig(state=3, expand=1, kernel=2, rank=2, bias=True, convolution_bias=False),
+    ],
 }
 CONFIGS = [config for configs in CASES.values() for config in configs]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -1,5 +1,6 @@
 """Causal attention with rotary positions: many heads, grouped keys and values, a sliding window."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ class AttentionConfig:
     - `kv_heads`: heads of keys and values, a divisor of `heads` (0: as many): each serves heads / kv_heads of them.
     - `window`: a position sees itself and the window - 1 before (0: all).
     - `bias`, `out_bias`: of the matrices that make queries, keys and values, and of the one behind.
+    - `rotary_factor`: slow frequencies are divided by it, for sequences that much longer; which are slow say
+      `rotary_context` (the length trained at first; 0: all are slow), `rotary_low`, `rotary_high`: see `frequencies`.
     """
 
     heads: int
@@ -27,17 +30,24 @@ class AttentionConfig:
     head_dim: int = 0
     window: int = 0
     rotary_base: float = 10_000.0
+    rotary_factor: float = 1.0
+    rotary_context: int = 0
+    rotary_low: float = 1.0
+    rotary_high: float = 4.0
     bias: bool = False
     out_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("heads", 1), ("kv_heads", 0), ("head_dim", 0), ("window", 0)):
+        for name, least in (("heads", 1), ("kv_heads", 0), ("head_dim", 0), ("window", 0), ("rotary_context", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected at least {least}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise InputError(f"kv_heads: got {self.kv_heads}, expected a divisor of heads, {self.heads}")
-        if not self.rotary_base > 0:
-            raise InputError(f"rotary_base: got {self.rotary_base}, expected more than 0")
+        for name in ("rotary_base", "rotary_factor", "rotary_low"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        if not self.rotary_high > self.rotary_low:
+            raise InputError(f"rotary_high: got {self.rotary_high}, expected more than rotary_low, {self.rotary_low}")
 
     def build(self, width: int, index: int = 0, depth: int = 1) -> "Attention":
         return Attention(self, width)
@@ -65,7 +75,7 @@ class Attention(Mixer):
         inner = self.heads * self.head_dim
         self.qkv = nn.Linear(width, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias)
         self.out = nn.Linear(inner, width, bias=config.out_bias)
-        self._rotation = Rotation(self.head_dim, config.rotary_base)
+        self._rotation = Rotation(frequencies(config, self.head_dim))
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: AttentionState | None = None
@@ -117,12 +127,27 @@ class Attention(Mixer):
         return weights + forward / length, 2 * weights + backward / length
 
 
-class Rotation:
-    """Cosines and sines of position · base^(-2i / head_dim); the tables grow with the longest sequence seen."""
+def frequencies(config: AttentionConfig, head_dim: int) -> Float[Tensor, "half_head_dim"]:
+    """Angles a position, base^(-2i / head_dim), the slow ones divided by `rotary_factor`.
 
-    def __init__(self, head_dim: int, base: float) -> None:
-        self.frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        self.cosines = self.sines = torch.empty(0, head_dim // 2)
+    With `rotary_context` = 0 all are slow: linear position interpolation (Chen et al. 2023, arXiv 2306.15595, eq. 4).
+    Else those that turn less than `rotary_low` times in `rotary_context` positions are, those that turn `rotary_high`
+    times or more stay, and between them 1/factor and 1 are blended linearly in the turns, the "by parts" of YaRN
+    (Peng et al. 2023, arXiv 2309.00071, eq. 11-13) as Llama 3.1 does it.
+    """
+    # on the CPU also where a model is made on the meta device, to be given its weights later
+    plain = config.rotary_base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+    turns = config.rotary_context * plain / (2 * math.pi)
+    kept = ((turns - config.rotary_low) / (config.rotary_high - config.rotary_low)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / config.rotary_factor)
+
+
+class Rotation:
+    """Cosines and sines of position · frequency; the tables grow with the longest sequence seen."""
+
+    def __init__(self, frequencies: Float[Tensor, "half_head_dim"]) -> None:
+        self.frequencies = frequencies
+        self.cosines = self.sines = torch.empty(0, len(frequencies))
 
     def tables(self, first: int, last: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of positions `first` to `last` - 1, with the device and data type of `like`."""

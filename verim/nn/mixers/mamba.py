@@ -20,7 +20,8 @@ class MambaConfig:
     """The block of Gu & Dao 2023 (arXiv 2312.00752, section 3.4): inner width = `expand` · width.
 
     `rank` is the rank of Δ's projection (0: width / 16, rounded up, as the paper does). Δ starts between
-    `delta_min` and `delta_max`, spread evenly in the logarithm (section 3.6).
+    `delta_min` and `delta_max`, spread evenly in the logarithm (section 3.6). `bias`: the matrices at both ends
+    have one; `convolution_bias`: the convolution has one.
     """
 
     state: int = 16
@@ -29,6 +30,8 @@ class MambaConfig:
     rank: int = 0
     delta_min: float = 0.001
     delta_max: float = 0.1
+    bias: bool = False
+    convolution_bias: bool = True
 
     def __post_init__(self) -> None:
         for name in ("state", "expand", "kernel"):
@@ -64,14 +67,14 @@ class Mamba(Mixer):
         inner = config.expand * width
         rank = config.rank or math.ceil(width / 16)
         self.inner, self.state, self.kernel, self.rank = inner, config.state, config.kernel, rank
-        self.into = nn.Linear(width, 2 * inner, bias=False)
+        self.into = nn.Linear(width, 2 * inner, bias=config.bias)
         self.convolution = nn.Parameter(torch.empty(inner, config.kernel))
-        self.convolution_bias = nn.Parameter(torch.zeros(inner))
+        self.convolution_bias = nn.Parameter(torch.zeros(inner)) if config.convolution_bias else None
         self.select = nn.Linear(inner, rank + 2 * config.state, bias=False)
         self.delta = nn.Linear(rank, inner)
         self.log_decay = nn.Parameter(torch.arange(1, config.state + 1).float().log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = nn.Linear(inner, width, bias=config.bias)
         nn.init.uniform_(self.convolution, -(config.kernel**-0.5), config.kernel**-0.5)
         span = math.log(config.delta_min), math.log(config.delta_max)
         step = torch.exp(torch.empty(inner).uniform_(*span))
