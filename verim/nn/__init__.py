@@ -3,9 +3,15 @@
 from verim.nn.feed_forward import GELU, FeedForward, GELUConfig, SwiGLU, SwiGLUConfig
 from verim.nn.layer import Layer, LayerConfig
 from verim.nn.norm import NormConfig, RMSNorm
+from verim.nn.rwkv_channel_mix import RWKV4ChannelMix, RWKV4ChannelMixConfig, RWKV7ChannelMix, RWKV7ChannelMixConfig
 from verim.nn.state import StackState, State, TensorState
 
-FEED_FORWARDS: dict[str, type] = {"swiglu": SwiGLUConfig, "gelu": GELUConfig}
+FEED_FORWARDS: dict[str, type] = {
+    "swiglu": SwiGLUConfig,
+    "gelu": GELUConfig,
+    "rwkv4": RWKV4ChannelMixConfig,
+    "rwkv7": RWKV7ChannelMixConfig,
+}
 """What a block's feed-forward layer can be, by the name of its kind in a configuration."""
 
 __all__ = [
@@ -17,6 +23,10 @@ __all__ = [
     "LayerConfig",
     "NormConfig",
     "RMSNorm",
+    "RWKV4ChannelMix",
+    "RWKV4ChannelMixConfig",
+    "RWKV7ChannelMix",
+    "RWKV7ChannelMixConfig",
     "StackState",
     "State",
     "SwiGLU",

@@ -26,6 +26,7 @@ CASES: dict[type, list[Any]] = {
         MambaConfig(state=4),
         MambaConfig(state=3, expand=1, kernel=2, rank=2, bias=True, convolution_bias=False),
     ],
+    RWKV4Config: [RWKV4Config(), RWKV4Config(inner=20)],
 }
 CONFIGS = [config for configs in CASES.values() for config in configs]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -4,15 +4,18 @@ from verim.nn.mixers.attention import Attention, AttentionConfig
 from verim.nn.mixers.attention_state import AttentionState
 from verim.nn.mixers.mamba import Mamba, MambaConfig, MambaState
 from verim.nn.mixers.mixer import Mixer
+from verim.nn.mixers.rwkv4 import RWKV4, RWKV4Config, RWKV4State
 
 MIXERS: dict[str, type] = {
     "attention": AttentionConfig,
     "mamba": MambaConfig,
+    "rwkv4": RWKV4Config,
 }
 """The kinds of mixers, by their name in a configuration."""
 
 __all__ = [
     "MIXERS",
+    "RWKV4",
     "Attention",
     "AttentionConfig",
     "AttentionState",
@@ -20,4 +23,6 @@ __all__ = [
     "MambaConfig",
     "MambaState",
     "Mixer",
+    "RWKV4Config",
+    "RWKV4State",
 ]
