@@ -25,6 +25,7 @@ from verim.ops import (
     rotary,
     rotary_attention,
     selective_scan,
+    state_space_dual,
     swiglu,
     wkv,
 )
@@ -42,6 +43,12 @@ class Case:
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def heads_of_states() -> list[Tensor]:
+    """x, delta, A, B, C, D and a state for `state_space_dual`."""
+    sequences = normal(2, 9, 4, 6), normal(2, 9, 4).sigmoid(), -normal(4).exp(), normal(2, 9, 2, 5), normal(2, 9, 2, 5)
+    return [*sequences, normal(4), normal(2, 4, 5, 6)]
 
 
 CASES = {
@@ -108,6 +115,11 @@ CASES = {
             *(normal(20), normal(2, 20, 8)),
         ],
         ("scan_forward", "scan_backward"),
+    ),
+    "state_space_dual of doubles": Case(
+        lambda *t: torch.cat([part.flatten() for part in state_space_dual(*t, return_state=True, chunk=4)]),
+        lambda: [tensor.double() for tensor in heads_of_states()],
+        ("chunked_dual_forward", "chunked_dual_backward"),
     ),
     "wkv": Case(
         wkv,

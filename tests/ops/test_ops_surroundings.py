@@ -17,6 +17,7 @@ from verim.ops import (
     linear_recurrence,
     prefix_sum,
     selective_scan,
+    state_space_dual,
     wkv,
 )
 
@@ -32,6 +33,10 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "selective_scan": (
         selective_scan,
         [normal(2, 9, 5), normal(2, 9, 5).sigmoid(), -normal(5, 4).exp(), normal(2, 9, 4), normal(2, 9, 4)],
+    ),
+    "state_space_dual": (
+        state_space_dual,
+        [normal(2, 9, 2, 5), normal(2, 9, 2).sigmoid(), -normal(2).exp(), normal(2, 9, 1, 4), normal(2, 9, 1, 4)],
     ),
     "attention": (attention, [normal(2, 20, 2, 8), normal(2, 20, 2, 8), normal(2, 20, 2, 8)]),
 }

@@ -12,6 +12,7 @@ from verim.ops.rms_norm import rms_norm
 from verim.ops.rotary import rotary
 from verim.ops.scan import associative_scan
 from verim.ops.selective_scan import selective_scan
+from verim.ops.state_space_dual import state_space_dual
 from verim.ops.swiglu import swiglu
 from verim.ops.wkv import wkv
 
@@ -31,6 +32,7 @@ __all__ = [
     "rotary",
     "rotary_attention",
     "selective_scan",
+    "state_space_dual",
     "swiglu",
     "wkv",
 ]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verim.nn.mixers import MIXERS, AttentionConfig, MambaConfig, RWKV4Config
+from verim.nn.mixers import MIXERS, AttentionConfig, Mamba2Config, MambaConfig, RWKV4Config
 from verim.ops import force_backend
 
 WIDTH = 16
@@ -25,6 +25,10 @@ CASES: dict[type, list[Any]] = {
     MambaConfig: [
         MambaConfig(state=4),
         MambaConfig(state=3, expand=1, kernel=2, rank=2, bias=True, convolution_bias=False),
+    ],
+    Mamba2Config: [
+        Mamba2Config(state=4, head_dim=8, groups=2, bias=True, delta_least=0.005, delta_most=0.01),
+        Mamba2Config(state=3, head_dim=2, expand=1, kernel=1, gate_first=False, convolution_bias=False),
     ],
     RWKV4Config: [RWKV4Config(), RWKV4Config(inner=20)],
 }

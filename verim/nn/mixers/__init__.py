@@ -3,12 +3,14 @@
 from verim.nn.mixers.attention import Attention, AttentionConfig
 from verim.nn.mixers.attention_state import AttentionState
 from verim.nn.mixers.mamba import Mamba, MambaConfig, MambaState
+from verim.nn.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.mixers.rwkv4 import RWKV4, RWKV4Config, RWKV4State
 
 MIXERS: dict[str, type] = {
     "attention": AttentionConfig,
     "mamba": MambaConfig,
+    "mamba2": Mamba2Config,
     "rwkv4": RWKV4Config,
 }
 """The kinds of mixers, by their name in a configuration."""
@@ -20,6 +22,9 @@ __all__ = [
     "AttentionConfig",
     "AttentionState",
     "Mamba",
+    "Mamba2",
+    "Mamba2Config",
+    "Mamba2State",
     "MambaConfig",
     "MambaState",
     "Mixer",
