@@ -2,7 +2,7 @@
 
 import dataclasses
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,13 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from verim.nn import FEED_FORWARDS, GELUConfig, RWKV4ChannelMixConfig, RWKV7ChannelMixConfig, SwiGLUConfig
+from verim.nn import (
+    FEED_FORWARDS,
+    GELUConfig,
+    Matrix,
+    MixtureOfExpertsConfig,
+    RWKV4ChannelMixConfig,
+    RWKV7ChannelMixConfig,
+    SwiGLUConfig,
+    auxiliary_losses,
+)
 from verim.ops import force_backend
 
 WIDTH = 16
 CASES: dict[type, list[Any]] = {
     SwiGLUConfig: [SwiGLUConfig(hidden=24), SwiGLUConfig(hidden=7, bias=True)],
     GELUConfig: [GELUConfig(hidden=24), GELUConfig(hidden=7, bias=True)],
+    MixtureOfExpertsConfig: [
+        MixtureOfExpertsConfig(experts=4, hidden=12, shared=1, capacity_factor=0.4),
+        MixtureOfExpertsConfig(experts=3, hidden=7, active=1, routing="top_of_softmax"),
+        MixtureOfExpertsConfig(experts=4, hidden=9, routing="expert_choice"),
+    ],
     RWKV4ChannelMixConfig: [RWKV4ChannelMixConfig(), RWKV4ChannelMixConfig(hidden=7)],
     RWKV7ChannelMixConfig: [RWKV7ChannelMixConfig(), RWKV7ChannelMixConfig(hidden=7)],
 }
@@ -25,8 +39,9 @@ each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
 
 
 def build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """In evaluation mode: training may look at the whole batch (the capacity of experts, expert choice)."""
     torch.manual_seed(seed)
-    return config.build(WIDTH).to(dtype)
+    return config.build(WIDTH).to(dtype).eval()
 
 
 def held(state: Any) -> tuple[Tensor, ...]:
@@ -100,8 +115,8 @@ def test_rows_join_and_part_as_if_they_were_alone(config: Any) -> None:
 @each_config
 def test_gradients_reach_every_weight(config: Any) -> None:
     layer = build(config, dtype=torch.float32)
-    _, state = layer(torch.randn(2, 5, WIDTH))
-    y, _ = layer(torch.randn(2, 5, WIDTH), state)
+    _, state = layer(torch.randn(2, 15, WIDTH))
+    y, _ = layer(torch.randn(2, 15, WIDTH), state)
     y.square().sum().backward()
     for name, weight in layer.named_parameters():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
@@ -113,26 +128,29 @@ def test_gradients_reach_every_weight(config: Any) -> None:
     ids=lambda case: getattr(case, "name", str(case)),
 )
 def test_every_configuration_field_is_read(config: Any, field: dataclasses.Field[Any]) -> None:
-    """Changing the field changes the weights or the output."""
+    """Changing the field changes the weights, or the output or the auxiliary losses of training."""
     value = getattr(config, field.name)
-    changed = not value if isinstance(value, bool) else value * 2 if value else value + 2
+    if isinstance(value, str):
+        changed = next(word for word in get_args(get_type_hints(type(config))[field.name]) if word != value)
+    else:
+        changed = not value if isinstance(value, bool) else value * 2 if value else value + 2
     other = dataclasses.replace(config, **{field.name: changed})
     x = torch.randn(1, 9, WIDTH, dtype=torch.float64)
-    mine, theirs = build(config), build(other)
+    mine, theirs = build(config).train(), build(other).train()
     same_weights = [w.shape for w in mine.parameters()] == [w.shape for w in theirs.parameters()]
-    with in_float64():
-        assert not same_weights or not torch.equal(mine(x)[0], theirs(x)[0])
+    with in_float64(), auxiliary_losses() as losses:
+        assert not same_weights or not torch.equal(mine(x)[0], theirs(x)[0]) or not torch.equal(*losses)
 
 
 @each_config
 def test_writers_write_and_flops_are_those_of_the_weights_at_least(config: Any) -> None:
     layer = build(config)
-    weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, torch.nn.Linear))
+    weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, Matrix)) - layer.idle_weights()
     forward, backward = layer.flops(64)
     assert forward >= 2 * weights and backward >= 2 * forward * 0.9
     with torch.no_grad(), in_float64():
         for matrix in layer.writers():
             matrix.weight.zero_()
-            if matrix.bias is not None:
+            if isinstance(matrix, torch.nn.Linear) and matrix.bias is not None:
                 matrix.bias.zero_()
         assert not layer(torch.randn(1, 3, WIDTH, dtype=torch.float64))[0].any()

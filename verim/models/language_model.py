@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verim.models.config import BlockConfig, LanguageModelConfig
-from verim.nn import Layer, StackState
+from verim.nn import Layer, Matrix, StackState
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Parameters:
     """How many weights a model has, said in the ways in which the field counts."""
 
     total: int
+    active: int  # used by a token: all but the experts that it does not go to
     non_embedding: int  # all but the input embedding: the head counts
 
 
@@ -101,7 +102,8 @@ class LanguageModel(nn.Module):
 
     def parameter_count(self) -> Parameters:
         total = sum(weight.numel() for weight in self.parameters())
-        return Parameters(total, total if self.config.tied else total - self.embedding.weight.numel())
+        active = total - sum(layer.idle_weights() for layer in self.layers())
+        return Parameters(total, active, total if self.config.tied else total - self.embedding.weight.numel())
 
     def flops(self, length: int) -> float:
         """Training FLOPs a token (forward and backward), the mean over a sequence of `length`.
@@ -118,7 +120,7 @@ class LanguageModel(nn.Module):
     def _initialise(self) -> None:
         nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5 if self.config.tied else 1.0)
         for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, Matrix):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for layer in self.layers():
             for out in layer.writers():

@@ -1,11 +1,13 @@
 """What every layer of a block is: it can stop after any position and go on from its state."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verim.nn.linear_stack import Matrix
 from verim.nn.state import State
 
 
@@ -33,8 +35,12 @@ class Layer(nn.Module, ABC):
         """Forward and backward FLOPs a token, the mean over a sequence of `length`; a multiply-add is 2."""
 
     @abstractmethod
-    def writers(self) -> list[nn.Linear]:
+    def writers(self) -> Sequence[Matrix]:
         """The matrices whose products are added to the residual stream: they start smaller in deep models."""
+
+    def idle_weights(self) -> int:
+        """How many weights a token does not use: those of the experts that it does not go to."""
+        return 0
 
 
 class LayerConfig(Protocol):

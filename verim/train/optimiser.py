@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from verim.errors import InputError
+from verim.nn import Matrix
 
 REFERENCE_FAN_IN = 32
 """The fan-in at which a matrix learns with the learning rate as given."""
@@ -45,7 +46,7 @@ class AdamWConfig:
         """The optimiser of `model`; each group keeps its own rate as `base_rate` for the schedule to scale."""
         matrices: dict[int, list[nn.Parameter]] = {}
         for module in model.modules():
-            if isinstance(module, nn.Linear) and isinstance(module.weight, nn.Parameter):
+            if isinstance(module, Matrix) and isinstance(module.weight, nn.Parameter):
                 matrices.setdefault(module.in_features, []).append(module.weight)
         tables = [w for m in model.modules() if isinstance(m, nn.Embedding) for w in m.parameters()]
         placed = {id(weight) for weights in [tables, *matrices.values()] for weight in weights}

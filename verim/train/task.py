@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from verim import ops
 from verim.data.loader import Loader, evaluation_batches
 from verim.measures import bits_per_byte
+from verim.nn import auxiliary_losses
 
 EVALUATION_BATCH = 64
 """Sequences that are evaluated at once."""
@@ -36,7 +37,9 @@ class ByteLanguageModelling:
         self.evaluation = list(evaluation_batches(held_out, EVALUATION_BATCH, length, evaluation_bytes))
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
-        return next_token_loss(model, *self.loader.batch(step))
+        with auxiliary_losses() as others:
+            loss = next_token_loss(model, *self.loader.batch(step))
+        return sum(others, loss)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
