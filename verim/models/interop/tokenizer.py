@@ -1,0 +1,32 @@
+"""The tokenizer of a checkpoint, through the library `tokenizers`."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from verim.errors import CorruptError, InputError
+from verim.runtime.files import read_json
+
+TOKENIZER = "tokenizer.json"
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in the folder `path`. Raises `InputError` where there is none, `CorruptError` for a damaged one."""
+    file = Path(path) / TOKENIZER
+    if not file.is_file():
+        raise InputError(f"path: {path} holds no {TOKENIZER}: fetch it from where the checkpoint came from")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise CorruptError(f"{file} is no tokenizer that the library `tokenizers` reads ({error})") from error
+
+
+def end_tokens(path: str | Path) -> tuple[int, ...]:
+    """The tokens after which the checkpoint in the folder `path` says that a text ends; empty where it names none."""
+    for name in ("generation_config.json", "config.json"):
+        file = Path(path) / name
+        if file.is_file():
+            value = read_json(file).get("eos_token_id")
+            if value is not None:
+                return tuple(value) if isinstance(value, list) else (value,)
+    return ()
