@@ -1,5 +1,21 @@
 """Decoding: one token at a time, from the state that the prompt left."""
 
-from verim.generate.sampling import sample
+from verim.generate.complete import collect, complete, generate
+from verim.generate.engine import Engine, Limits
+from verim.generate.request import Completion, Event
+from verim.generate.sampling import Sampling
+from verim.generate.text import ByteTokenizer, TextStream, Tokenizer
 
-__all__ = ["sample"]
+__all__ = [
+    "ByteTokenizer",
+    "Completion",
+    "Engine",
+    "Event",
+    "Limits",
+    "Sampling",
+    "TextStream",
+    "Tokenizer",
+    "collect",
+    "complete",
+    "generate",
+]

@@ -26,7 +26,7 @@ from verim.anatomy.machine import machine_card, usable_cores
 from verim.data.corpus import load_corpus
 from verim.data.tokens import load_tokens, save_tokens
 from verim.errors import BusyError, InputError, VerimError
-from verim.generate import sample
+from verim.generate import Sampling, complete
 from verim.models import ARCHITECTURES, LanguageModel, architecture_config
 from verim.runs import RunDirectory, locked
 from verim.runtime.files import read_json, write_json
@@ -362,10 +362,10 @@ class _Study:
         model = LanguageModel(architecture_config(spec.architecture, spec.width))
         model.load_state_dict(model_weights(checkpoint))
         held_out = load_tokens(self.directory / CORPUS_FILE)["held_out"]
-        prompt = held_out[:64].long()[None]
+        prompt = held_out[:64].tolist()
         torch.set_num_threads(1)
-        written = sample(model, prompt, _SAMPLE_BYTES, temperature=0.8, seed=self.config.seed)
-        return {"prompt": _text(prompt[0].tolist()), "text": _text(written[0].tolist())}
+        sampling = Sampling(temperature=0.8, seed=self.config.seed, max_tokens=_SAMPLE_BYTES)
+        return {"prompt": _text(prompt), "text": _text(complete(model, [prompt], sampling)[0].tokens)}
 
 
 def _processes() -> int:
