@@ -32,6 +32,7 @@ LLAMA3 = {
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 RWKV = {"vocab_size": 29, "hidden_size": 14, "num_hidden_layers": 3, "context_length": 32}
 MAMBA = {"vocab_size": 31, "hidden_size": 18, "num_hidden_layers": 2, "state_size": 5}
+MAMBA2 = MAMBA | {"num_heads": 6, "head_dim": 6, "n_groups": 2, "chunk_size": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA | {"num_attention_heads": 5, "num_key_value_heads": 5}),
     "llama, grouped, other head_dim, biases, tied": (
@@ -49,6 +50,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", LLAMA | {"head_dim": 6, "tie_word_embeddings": True}),
     "mamba": ("Mamba", MAMBA),
     "mamba, biases": ("Mamba", MAMBA | {"use_bias": True, "time_step_rank": 3, "tie_word_embeddings": False}),
+    "mamba2": ("Mamba2", MAMBA2),
+    "mamba2, groups, biases, limits, tied": (
+        "Mamba2",
+        MAMBA2 | {"n_groups": 3, "use_bias": True, "time_step_limit": [0.01, 0.5], "tie_word_embeddings": True},
+    ),
+    "mamba2, one group, no bias at all": ("Mamba2", MAMBA2 | {"n_groups": 1, "use_conv_bias": False, "conv_kernel": 3}),
     "rwkv": ("Rwkv", RWKV | {"rescale_every": 0}),
     "rwkv, inner width, rescaled, tied": (
         "Rwkv",

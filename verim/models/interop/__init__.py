@@ -19,13 +19,14 @@ from verim.models.interop.family import Family
 from verim.models.interop.fields import Fields
 from verim.models.interop.llama import LLAMA, MISTRAL, QWEN2
 from verim.models.interop.mamba import MAMBA
+from verim.models.interop.mamba2 import MAMBA2
 from verim.models.interop.native import NATIVE
 from verim.models.interop.rwkv4 import RWKV4
 from verim.models.interop.tokenizer import TOKENIZER, end_tokens, load_tokenizer
 from verim.models.interop.transfer import build, tensors
 from verim.models.language_model import LanguageModel
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, MAMBA, RWKV4, NATIVE)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, MAMBA, MAMBA2, RWKV4, NATIVE)}
 """The kinds of checkpoints, by the `model_type` of their config.json."""
 
 SHARD_BYTES = 5 * 10**9

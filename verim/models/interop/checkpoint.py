@@ -4,6 +4,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,12 @@ def write_folder(
     temporary.mkdir()
     try:
         shards = _shards(tensors, shard_bytes)
-        places = {}
+        places: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
             file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             places |= dict.fromkeys(names, file)
             shard = {name: _alone(tensors[name]) for name in names}
-            write_atomically(temporary / file, lambda path, shard=shard: save_file(shard, path, {"format": "pt"}))
+            write_atomically(temporary / file, partial(save_file, shard, metadata={"format": "pt"}))
         if len(shards) > 1:
             size = sum(tensor.nbytes for tensor in tensors.values())
             write_json(temporary / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
