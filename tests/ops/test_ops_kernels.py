@@ -28,6 +28,7 @@ from verim.ops import (
     state_space_dual,
     swiglu,
     wkv,
+    wkv7,
 )
 from verim.ops.kernel import KERNELS
 
@@ -130,6 +131,16 @@ CASES = {
         lambda *t: torch.cat([part.flatten() for part in wkv(*t, return_state=True)]),
         lambda: [normal(2, 9, 20), normal(2, 9, 20), normal(20).exp(), normal(20), normal(2, 3, 20).abs()],
         ("wkv_forward", "wkv_backward"),
+    ),
+    "wkv7": Case(
+        wkv7,
+        lambda: [normal(2, 9, 3, 8), normal(2, 9, 3, 8).sigmoid(), *normal(4, 2, 9, 3, 8).mul(0.3).unbind()],
+        ("wkv7_forward", "wkv7_backward"),
+    ),
+    "wkv7 from a state": Case(
+        lambda *t: torch.cat([part.flatten() for part in wkv7(*t, return_state=True)]),
+        lambda: [*normal(6, 2, 9, 3, 8).mul(0.3).unbind(), normal(2, 3, 8, 8)],
+        ("wkv7_forward", "wkv7_backward"),
     ),
     **{
         f"attention, {implementation}": Case(

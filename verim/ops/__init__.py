@@ -15,6 +15,7 @@ from verim.ops.selective_scan import selective_scan
 from verim.ops.state_space_dual import state_space_dual
 from verim.ops.swiglu import swiglu
 from verim.ops.wkv import wkv
+from verim.ops.wkv7 import wkv7
 
 __all__ = [
     "associative_scan",
@@ -35,4 +36,5 @@ __all__ = [
     "state_space_dual",
     "swiglu",
     "wkv",
+    "wkv7",
 ]

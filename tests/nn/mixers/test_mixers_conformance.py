@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verim.nn.mixers import MIXERS, AttentionConfig, Mamba2Config, MambaConfig, RWKV4Config
+from verim.nn.mixers import MIXERS, AttentionConfig, Mamba2Config, MambaConfig, RWKV4Config, RWKV7Config
 from verim.ops import force_backend
 
 WIDTH = 16
@@ -31,6 +31,7 @@ CASES: dict[type, list[Any]] = {
         Mamba2Config(state=3, head_dim=2, expand=1, kernel=1, gate_first=False, convolution_bias=False),
     ],
     RWKV4Config: [RWKV4Config(), RWKV4Config(inner=20)],
+    RWKV7Config: [RWKV7Config(head_dim=4), RWKV7Config(head_dim=8, decay_rank=3, rate_rank=4, gate_rank=5)],
 }
 CONFIGS = [config for configs in CASES.values() for config in configs]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)

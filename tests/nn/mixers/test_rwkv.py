@@ -1,4 +1,4 @@
-"""RWKV beside its published equations, written out position by position, and beside transformers."""
+"""RWKV beside its published equations, written out position by position, and RWKV-4 beside transformers."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from verim.errors import InputError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import NormConfig, RWKV4ChannelMixConfig, RWKV7ChannelMixConfig
-from verim.nn.mixers import RWKV4Config
+from verim.nn.mixers import RWKV4Config, RWKV7Config
 from verim.ops import force_backend
 
 WIDTH, LENGTH = 12, 9
@@ -50,6 +50,34 @@ def rwkv4_channel_mix(layer: Any, x: Tensor) -> Tensor:
     return torch.sigmoid(r) * (k.clamp(min=0) ** 2 @ layer.value.weight.T)
 
 
+def rwkv7_time_mix(layer: Any, x: Tensor) -> Tensor:
+    """Section 4.1 of arXiv 2503.14456, with the paper's S [values, keys], for one sequence [length, width]."""
+    mu_r, mu_w, mu_k, mu_v, mu_a, mu_g = 1 - layer.shift.mix
+    heads, size = layer.bonus.shape
+    previous, outputs = torch.zeros_like(x[0]), []
+    S = x.new_zeros(heads, size, size)
+    for now in x:
+        x_r, x_w, x_k, x_v, x_a, x_g = (now + (previous - now) * mu for mu in (mu_r, mu_w, mu_k, mu_v, mu_a, mu_g))
+        r, k, v = layer.receptance.weight @ x_r, layer.key.weight @ x_k, layer.value.weight @ x_v
+        d = layer.decay.up.weight @ torch.tanh(layer.decay.down.weight @ x_w) + layer.decay.up.bias
+        w = torch.exp(-math.exp(-0.5) * torch.sigmoid(d))
+        a = torch.sigmoid(layer.rate.up.weight @ (layer.rate.down.weight @ x_a) + layer.rate.up.bias)
+        g = layer.gate.up.weight @ torch.sigmoid(layer.gate.down.weight @ x_g)
+        removed, k = k * layer.removal_scale, k * (1 + (a - 1) * layer.rate_scale)
+        parts = []
+        for h in range(heads):
+            at = slice(h * size, (h + 1) * size)
+            unit = removed[at] / removed[at].norm()
+            S[h] = S[h] @ (w[at].diag() - torch.outer(unit, a[at] * unit)) + torch.outer(v[at], k[at])
+            y = S[h] @ r[at]
+            y = (y - y.mean()) / torch.sqrt(y.var(correction=0) + size * 1e-5)
+            bonus = (r[at] * layer.bonus[h] * k[at]).sum() * v[at]
+            parts.append(y * layer.norm.weight[at] + layer.norm.bias[at] + bonus)
+        outputs.append(layer.out.weight @ (torch.cat(parts) * g))
+        previous = now
+    return torch.stack(outputs)
+
+
 def rwkv7_channel_mix(layer: Any, x: Tensor) -> Tensor:
     mu = 1 - layer.shift.mix[0]  # RWKV-7's is the share of the past
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
@@ -63,6 +91,7 @@ def rwkv7_channel_mix(layer: Any, x: Tensor) -> Tensor:
         (RWKV4Config(), rwkv4_time_mix),
         (RWKV4Config(inner=17), rwkv4_time_mix),
         (RWKV4ChannelMixConfig(hidden=20), rwkv4_channel_mix),
+        (RWKV7Config(head_dim=4, decay_rank=3, rate_rank=2, gate_rank=5), rwkv7_time_mix),
         (RWKV7ChannelMixConfig(hidden=20), rwkv7_channel_mix),
     ],
     ids=str,
@@ -90,6 +119,31 @@ def test_rwkv4_starts_as_the_published_code(index: int, depth: int) -> None:
         expected = [share ** (0.5 * fall), share**fall, share**fall + 0.3 * rise]
         assert mixer.shift.mix[:, channel].tolist() == pytest.approx(expected, abs=1e-6)
         assert channel_mix.shift.mix[:, channel].tolist() == pytest.approx([share**fall] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("index", "depth"), [(0, 1), (0, 4), (2, 4), (3, 4)])
+def test_rwkv7_starts_as_the_published_code(index: int, depth: int) -> None:
+    """The vectors of `RWKV_Tmix_x070.__init__` and `RWKV_CMix_x070.__init__` of RWKV-v7/train_temp/src/model.py."""
+    rise, fall, size = index / max(depth - 1, 1), 1 - index / depth, 4
+    mixer = RWKV7Config(head_dim=size).build(WIDTH, index, depth)
+    channel_mix = RWKV7ChannelMixConfig().build(WIDTH, index, depth)
+    for channel in range(WIDTH):
+        share, linear = channel / WIDTH, channel / (WIDTH - 1) - 0.5
+        zigzag = (channel % size - (size - 1) / 2) / ((size - 1) / 2)
+        zigzag *= abs(zigzag)
+        decay = -6 + 6 * (channel / (WIDTH - 1)) ** (1 + rise**0.3) + 0.5 + zigzag * 2.5
+        assert mixer.decay.up.bias[channel].item() == pytest.approx(decay, abs=1e-5)
+        assert mixer.rate.up.bias[channel].item() == pytest.approx(-0.19 + zigzag * 0.3 + linear * 0.4, abs=1e-5)
+        assert mixer.removal_scale[channel].item() == pytest.approx(0.71 - linear * 0.1, abs=1e-5)
+        past = [1 - share ** (power * fall) for power in (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)]
+        assert (1 - mixer.shift.mix[:, channel]).tolist() == pytest.approx(past, abs=1e-5)
+        assert 1 - channel_mix.shift.mix[0, channel].item() == pytest.approx(1 - share ** (fall**4), abs=1e-5)
+    assert mixer.decay.down.out_features == 32 and mixer.norm.eps == pytest.approx(size * 1e-5)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(InputError, match="head_dim: got 5 for width 12; expected a divisor"):
+        RWKV7Config(head_dim=5).build(WIDTH)
 
 
 @pytest.mark.parametrize("config", [RWKV4Config, RWKV4ChannelMixConfig, RWKV7ChannelMixConfig])

@@ -6,18 +6,21 @@ from verim.nn.mixers.mamba import Mamba, MambaConfig, MambaState
 from verim.nn.mixers.mamba2 import Mamba2, Mamba2Config, Mamba2State
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.mixers.rwkv4 import RWKV4, RWKV4Config, RWKV4State
+from verim.nn.mixers.rwkv7 import RWKV7, RWKV7Config, RWKV7State
 
 MIXERS: dict[str, type] = {
     "attention": AttentionConfig,
     "mamba": MambaConfig,
     "mamba2": Mamba2Config,
     "rwkv4": RWKV4Config,
+    "rwkv7": RWKV7Config,
 }
 """The kinds of mixers, by their name in a configuration."""
 
 __all__ = [
     "MIXERS",
     "RWKV4",
+    "RWKV7",
     "Attention",
     "AttentionConfig",
     "AttentionState",
@@ -30,4 +33,6 @@ __all__ = [
     "Mixer",
     "RWKV4Config",
     "RWKV4State",
+    "RWKV7Config",
+    "RWKV7State",
 ]
