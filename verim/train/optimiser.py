@@ -48,6 +48,10 @@ class AdamWConfig:
         for module in model.modules():
             if isinstance(module, Matrix) and isinstance(module.weight, nn.Parameter):
                 matrices.setdefault(module.in_features, []).append(module.weight)
+            if isinstance(module, nn.RNNBase):  # torch's recurrent layers have no Linear inside
+                for weight in module.parameters():
+                    if weight.dim() == 2:
+                        matrices.setdefault(weight.shape[1], []).append(weight)
         tables = [w for m in model.modules() if isinstance(m, nn.Embedding) for w in m.parameters()]
         placed = {id(weight) for weights in [tables, *matrices.values()] for weight in weights}
         vectors = [weight for weight in model.parameters() if id(weight) not in placed]

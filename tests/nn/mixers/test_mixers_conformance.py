@@ -2,14 +2,26 @@
 
 import dataclasses
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verim.nn.mixers import MIXERS, AttentionConfig, Mamba2Config, MambaConfig, RWKV4Config, RWKV7Config
+from verim.nn.mixers import (
+    MIXERS,
+    AttentionConfig,
+    GRUConfig,
+    LSTMConfig,
+    Mamba2Config,
+    MambaConfig,
+    MinGRUConfig,
+    MinLSTMConfig,
+    RNNConfig,
+    RWKV4Config,
+    S4DConfig,
+)
 from verim.ops import force_backend
 
 WIDTH = 16
@@ -31,7 +43,12 @@ CASES: dict[type, list[Any]] = {
         Mamba2Config(state=3, head_dim=2, expand=1, kernel=1, gate_first=False, convolution_bias=False),
     ],
     RWKV4Config: [RWKV4Config(), RWKV4Config(inner=20)],
-    RWKV7Config: [RWKV7Config(head_dim=4), RWKV7Config(head_dim=8, decay_rank=3, rate_rank=4, gate_rank=5)],
+    RNNConfig: [RNNConfig(), RNNConfig(hidden=11, activation="relu")],
+    GRUConfig: [GRUConfig(), GRUConfig(hidden=11)],
+    LSTMConfig: [LSTMConfig(), LSTMConfig(hidden=11, forget_bias=0.0)],
+    MinGRUConfig: [MinGRUConfig(kernel=3), MinGRUConfig(expand=1.4, candidate="linear")],
+    MinLSTMConfig: [MinLSTMConfig(kernel=3), MinLSTMConfig(expand=0.7, candidate="linear", forget_bias=-1.0)],
+    S4DConfig: [S4DConfig(state=4), S4DConfig(state=3, expand=1, kernel=2, initial="real")],
 }
 CONFIGS = [config for configs in CASES.values() for config in configs]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -163,7 +180,11 @@ def test_gradients_reach_every_weight_and_the_state(config: Any) -> None:
 def test_every_configuration_field_is_read(config: Any, field: dataclasses.Field[Any]) -> None:
     """Changing the field changes the weights or the output."""
     value = getattr(config, field.name)
-    changed = not value if isinstance(value, bool) else value * 2 if value else value + 2
+    if isinstance(value, str):
+        words = get_args(get_type_hints(type(config))[field.name])
+        changed = next(word for word in words if word != value)
+    else:
+        changed = not value if isinstance(value, bool) else value * 2 if value else value + 2
     other = dataclasses.replace(config, **{field.name: changed})
     x = torch.randn(1, 9, WIDTH, dtype=torch.float64)
     mine, theirs = build(config), build(other)
