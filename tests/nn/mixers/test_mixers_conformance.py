@@ -20,6 +20,7 @@ from verim.nn.mixers import (
     MinLSTMConfig,
     RNNConfig,
     RWKV4Config,
+    RWKV7Config,
     S4DConfig,
 )
 from verim.ops import force_backend
@@ -43,6 +44,7 @@ CASES: dict[type, list[Any]] = {
         Mamba2Config(state=3, head_dim=2, expand=1, kernel=1, gate_first=False, convolution_bias=False),
     ],
     RWKV4Config: [RWKV4Config(), RWKV4Config(inner=20)],
+    RWKV7Config: [RWKV7Config(head_dim=4), RWKV7Config(head_dim=8, decay_rank=3, rate_rank=4, gate_rank=5)],
     RNNConfig: [RNNConfig(), RNNConfig(hidden=11, activation="relu")],
     GRUConfig: [GRUConfig(), GRUConfig(hidden=11)],
     LSTMConfig: [LSTMConfig(), LSTMConfig(hidden=11, forget_bias=0.0)],

@@ -13,6 +13,7 @@ from verim.nn.mixers.mixer import Mixer
 from verim.nn.mixers.recurrent import HiddenState
 from verim.nn.mixers.rnn import RNN, RNNConfig
 from verim.nn.mixers.rwkv4 import RWKV4, RWKV4Config, RWKV4State
+from verim.nn.mixers.rwkv7 import RWKV7, RWKV7Config, RWKV7State
 from verim.nn.mixers.s4d import S4D, S4DConfig, S4DState
 
 MIXERS: dict[str, type] = {
@@ -20,6 +21,7 @@ MIXERS: dict[str, type] = {
     "mamba": MambaConfig,
     "mamba2": Mamba2Config,
     "rwkv4": RWKV4Config,
+    "rwkv7": RWKV7Config,
     "rnn": RNNConfig,
     "gru": GRUConfig,
     "lstm": LSTMConfig,
@@ -35,6 +37,7 @@ __all__ = [
     "MIXERS",
     "RNN",
     "RWKV4",
+    "RWKV7",
     "S4D",
     "Attention",
     "AttentionConfig",
@@ -58,6 +61,8 @@ __all__ = [
     "RNNConfig",
     "RWKV4Config",
     "RWKV4State",
+    "RWKV7Config",
+    "RWKV7State",
     "S4DConfig",
     "S4DState",
 ]
