@@ -274,13 +274,24 @@ def _moved(by: int) -> Any:
     return _shuffle(lanes, f"`second` moved up by {by} lanes, `first` in the lanes below.")
 
 
+def _moved_in_halves(by: int) -> Any:
+    half = LANES // 2
+    lanes = [lane if lane % half < by else LANES + lane - by for lane in range(LANES)]
+    return _shuffle(lanes, f"The same in lanes 0 to 7 and in lanes 8 to 15, each on its own, by {by} lanes.")
+
+
 def _last(group: int) -> Any:
     lanes = [LANES - group + lane % group for lane in range(LANES)]
     return _shuffle(lanes, f"The last {group} lanes of `first`, over and over.")
 
 
 moved_1, moved_2, moved_4, moved_8 = (_moved(by) for by in (1, 2, 4, 8))
+moved_1_in_halves, moved_2_in_halves, moved_4_in_halves = (_moved_in_halves(by) for by in (1, 2, 4))
 last_1, last_2, last_4, last_8 = (_last(group) for group in (1, 2, 4, 8))
+lane_7 = _shuffle([LANES // 2 - 1] * LANES, "Lane 7 of `first` in all lanes.")
+halves = _shuffle(
+    [*range(LANES // 2), *range(LANES + LANES // 2, 2 * LANES)], "Lanes 0 to 7 of `first`, 8 to 15 of `second`."
+)
 
 
 @intrinsic

@@ -15,7 +15,7 @@ from verim.ops.prefix_sum.cost import forward_cost
 from verim.ops.prefix_sum.reference import prefix_sum_reference
 
 _NAME = "prefix_sum"
-_SMALL = 1 << 17  # elements: below, torch is as fast as we are
+_SMALL = 1 << 18  # elements: below, torch is as fast as we are
 _TYPES = {"cpu": (*cpu.TYPES, *HALVES), "cuda": (torch.float32, torch.float64, *HALVES, torch.int32, torch.int64)}
 
 
@@ -35,7 +35,7 @@ def prefix_sum(
     - `dim`: the axis, counted from the end if negative.
 
     Differentiable any number of times: the gradient is the scan from the other end. The fast version runs on the CPU
-    for floats, integers and bool from 131 072 entries up, and on CUDA devices; everything else (complex
+    for floats, integers and bool from 262 144 entries up, and on CUDA devices; everything else (complex
     numbers, small tensors) is handed on to torch. The same input gives the same bits, whatever the number of threads.
 
     Raises `InputError` (a ValueError) for an axis that is not there, and for what is not a tensor.

@@ -23,11 +23,17 @@ from torch import Tensor
 from verim.ops.chain import draw_ticket, finish_streams, hand_on, has_come, is_handed_on, wait_for
 from verim.ops.compiled import compiled
 from verim.ops.numbers import (
+    halves,
+    lane_7,
+    last_1,
     last_entry,
     load_numbers,
     moved_1,
+    moved_1_in_halves,
     moved_2,
+    moved_2_in_halves,
     moved_4,
+    moved_4_in_halves,
     moved_8,
     plus,
     reversed_numbers,
@@ -36,7 +42,7 @@ from verim.ops.numbers import (
     stream_numbers,
     zero,
 )
-from verim.ops.vectors import LANES, prefetch
+from verim.ops.vectors import LANES, prefetch, prefetch_to_write
 from verim.ops.workers import run_tasks
 
 _MARKERS: dict[torch.dtype, Any] = {
@@ -52,7 +58,7 @@ _MARKERS: dict[torch.dtype, Any] = {
 TYPES = tuple(_MARKERS)
 SUM = 8  # bytes of a running sum
 SUMS_ROW = LANES * SUM
-BLOCK = 1 << 14  # entries of a block: with its result, a part of the second-level cache
+BLOCK = 1 << 15  # entries of a block: with its result, a part of the second-level cache
 STRIP = 1024  # columns of a strip at most: rows of 4 kB, a page, and running sums of 8 kB
 NARROW = 512  # of a strip where wider ones would be too few for the threads
 AHEAD = 2048  # bytes: the hardware foresees the next memory, but not beyond a page
@@ -117,6 +123,85 @@ def _added(
     return reversed_numbers(value, sums) if backwards != 0 else value
 
 
+@njit(nogil=True)
+def _plain_vectors(
+    source: int,
+    target: int,
+    count: int,
+    carry: Any,
+    nothing: Any,
+    ahead_x: int,
+    ahead_y: int,
+    x_size: int,
+    y_size: int,
+    memory: Any,
+    result: Any,
+    sums: Any,
+) -> Any:
+    """Scans `count` vectors of single entries, forwards and inclusive; returns the carry.
+
+    The halves of a vector, a register each, are scanned on their own and the carry goes through both: fewer shuffles
+    than a scan of all 16 lanes, which one port alone can do, and two additions from carry to carry.
+    """
+    for _ in range(count):
+        prefetch(ahead_x)  # of the next block: memory would be idle while this one is read from the cache
+        prefetch(ahead_y)
+        value = load_numbers(source, LANES, memory, sums)
+        value = plus(value, moved_1_in_halves(nothing, value))
+        value = plus(value, moved_2_in_halves(nothing, value))
+        value = plus(value, moved_4_in_halves(nothing, value))
+        middle = plus(carry, lane_7(value, value))
+        store_numbers(target, LANES, plus(value, halves(carry, middle)), result)
+        carry = plus(middle, last_1(value, value))
+        source += LANES * x_size
+        target += LANES * y_size
+        ahead_x += LANES * x_size
+        ahead_y += LANES * y_size
+    return carry
+
+
+@njit(nogil=True)
+def _other_vectors(
+    source: int,
+    target: int,
+    count: int,
+    step: int,
+    carry: Any,
+    nothing: Any,
+    ahead_x: int,
+    ahead_y: int,
+    width: int,
+    x_size: int,
+    y_size: int,
+    exclusive: int,
+    backwards: int,
+    memory: Any,
+    result: Any,
+    sums: Any,
+) -> Any:
+    """The same of entries of `width` lanes, in any way; `step` lanes, which may be negative, to the next vector."""
+    for _ in range(count):
+        prefetch(ahead_x)
+        prefetch(ahead_y)
+        value = load_numbers(source, LANES, memory, sums)
+        if backwards != 0:
+            value = reversed_numbers(value, sums)
+        value = _across(value, nothing, width)
+        before = carry
+        carry = plus(before, last_entry(value, width))
+        value = plus(before, value)
+        if exclusive != 0:
+            value = shifted(value, before, width)
+        if backwards != 0:
+            value = reversed_numbers(value, sums)
+        store_numbers(target, LANES, value, result)
+        source += step * x_size
+        target += step * y_size
+        ahead_x += LANES * x_size
+        ahead_y += LANES * y_size
+    return carry
+
+
 @compiled
 def _along(
     first: int,
@@ -146,7 +231,8 @@ def _along(
 
     `control`: the next ticket, then a flag for each ticket. The last three are markers of types.
     """
-    nothing = zero(sums)
+    # zeros from memory: LLVM would turn shifts of a constant into slower instructions
+    nothing = load_numbers(control + tickets * SUM, LANES, sums, sums)
     blocks = (lanes + block - 1) // block
     ticket = draw_ticket(control)
     while ticket < tickets:
@@ -191,25 +277,34 @@ def _along(
                 step = -LANES
                 source += (count - LANES) * x_size
                 target += (count - LANES) * y_size
-            for _ in range(count // LANES):
-                prefetch(ahead_x)  # of the next block: memory would be idle while this one is read from the cache
-                prefetch(ahead_y)
-                ahead_x += LANES * x_size
-                ahead_y += LANES * y_size
-                value = load_numbers(source, LANES, memory, sums)
-                if backwards != 0:
-                    value = reversed_numbers(value, sums)
-                value = _across(value, nothing, width)
-                before = carry
-                carry = plus(before, last_entry(value, width))
-                value = plus(before, value)
-                if exclusive != 0:
-                    value = shifted(value, before, width)
-                if backwards != 0:
-                    value = reversed_numbers(value, sums)
-                store_numbers(target, LANES, value, result)
-                source += step * x_size
-                target += step * y_size
+            vectors = count // LANES
+            if width == 1 and exclusive == 0 and backwards == 0:
+                carry = _plain_vectors(
+                    source, target, vectors, carry, nothing, ahead_x, ahead_y, x_size, y_size, memory, result, sums
+                )
+            else:
+                carry = _other_vectors(
+                    source,
+                    target,
+                    vectors,
+                    step,
+                    carry,
+                    nothing,
+                    ahead_x,
+                    ahead_y,
+                    width,
+                    x_size,
+                    y_size,
+                    exclusive,
+                    backwards,
+                    memory,
+                    result,
+                    sums,
+                )
+            source += vectors * step * x_size
+            target += vectors * step * y_size
+            ahead_x += vectors * LANES * x_size
+            ahead_y += vectors * LANES * y_size
             rest = count % LANES
             if rest > 0:
                 if backwards != 0:  # what is missing comes first, as zeros
@@ -301,6 +396,9 @@ def _down(
         source = start
         for _ in range(steps):
             for c in range(0, count, LANES):
+                prefetch(source + source_step + c * x_size)
+                if streamed == 0:
+                    prefetch_to_write(target + target_step + c * y_size)
                 before = load_numbers(scratch + c * SUM, LANES, sums, sums)
                 value = plus(before, load_numbers(source + c * x_size, count - c, memory, sums))
                 store_numbers(scratch + c * SUM, LANES, value, sums)
@@ -349,7 +447,7 @@ def prefix_sum_forward(x: Tensor, dim: int, exclusive: bool, reverse: bool) -> T
         geometry = (length, inner, strip, block, x.data_ptr(), x.stride(0) * x_size, x.stride(1) * x_size)
         how += (int(y.numel() * y_size >= STREAMED and inner * y_size % 64 == 0),)
         kernel = _down
-    control = torch.zeros(tickets + 1, dtype=torch.int64, device="cpu")
+    control = torch.zeros(tickets + LANES, dtype=torch.int64, device="cpu")
     handed = torch.empty(tickets * carries, dtype=torch.int64, device="cpu")
     arguments: tuple[Any, ...] = (
         tickets,

@@ -40,6 +40,7 @@ from verim.ops.vectors import (
     multiply,
     multiply_add,
     prefetch,
+    prefetch_to_write,
     store,
     store_lanes,
     store_scalar,
@@ -154,6 +155,7 @@ def _forward(
                     store(kept + n * ROW, load(scratch + n * FORWARD_ENTRY + STATE))
             prefetch(u_row + AHEAD * u_time)
             prefetch(delta_row + AHEAD * delta_time)
+            prefetch_to_write(y_row + AHEAD * channels * BYTES)
             step, x = load_lanes(delta_row, count), load_lanes(u_row, count)
             total = _step(scratch, B_row, C_row, step, multiply(step, x), multiply(skip, x), state)
             store_lanes(y_row, count, total)
