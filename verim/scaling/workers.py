@@ -5,15 +5,11 @@ with one thread: twice the work in the time, and bits that do not depend on what
 """
 
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,6 +23,7 @@ from verim.errors import VerimError
 from verim.models import LanguageModel, architecture_config
 from verim.runs import RunDirectory
 from verim.runtime.allocator import keep_freed_blocks
+from verim.runtime.processes import follow_parent
 from verim.scaling.ladder import RunSpec
 from verim.scaling.speed import Candidate, measure
 from verim.train import ByteLanguageModelling, Trainer
@@ -134,17 +131,8 @@ def _begin(progress: Any) -> None:
     """Sets up a worker: its memory, and its end when its parent ends."""
     global _progress
     _progress = progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; a keyboard reaches them all
+    follow_parent()
     keep_freed_blocks()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers: they wait for its end and go at once, as if killed themselves."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _reporter(run: str, steps: int) -> Callable[[int], None]:

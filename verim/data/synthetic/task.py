@@ -60,7 +60,7 @@ def distinct(random: np.random.Generator, rows: int, among: int, count: int) -> 
     """For each row `count` different numbers below `among`: every sequence of such is equally likely."""
     noise = random.random((rows, among))
     chosen = np.argpartition(noise, count - 1, axis=1)[:, :count]
-    order = np.argsort(np.take_along_axis(noise, chosen, axis=1), axis=1)  # a partition's own order is not random
+    order = np.argsort(np.take_along_axis(noise, chosen, axis=1), axis=1)  # within a partition numpy promises none
     return np.take_along_axis(chosen, order, axis=1)
 
 

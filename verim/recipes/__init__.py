@@ -1,0 +1,1 @@
+"""Runnable experiments, one readable file each: `python -m verim.recipes.<name> --help`."""
