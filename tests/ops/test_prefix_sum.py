@@ -91,16 +91,16 @@ def test_what_has_no_kernel_is_handed_on_to_torch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_are_summed_wide_and_rounded_once(dtype: torch.dtype) -> None:
-    x = uniform(140_000).to(dtype).div(8).requires_grad_()
+    x = uniform(280_000).to(dtype).div(8).requires_grad_()
     y = prefix_sum(x)
     assert torch.equal(y, x.double().cumsum(0).to(dtype))
     (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
-    assert gradient.dtype is dtype and gradient[-1] == 1 and gradient[0] == torch.tensor(140_000.0).to(dtype)
+    assert gradient.dtype is dtype and gradient[-1] == 1 and gradient[0] == torch.tensor(280_000.0).to(dtype)
 
 
 def test_autocast_sums_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert prefix_sum(uniform(140_000).bfloat16()).dtype is torch.float32
+        assert prefix_sum(uniform(280_000).bfloat16()).dtype is torch.float32
 
 
 def test_the_sum_of_many_is_as_exact_as_torchs() -> None:
