@@ -154,17 +154,22 @@ def _fake_backward(*tensors: Any) -> tuple[Tensor, ...]:
     return *(tensor.new_empty(tensor.shape) for tensor in tensors[:6]), dstate
 
 
+def _sizes(r: Tensor) -> tuple[int, int, int, int, int]:
+    batch, length, heads, head_dim = r.shape
+    return batch, length, heads, head_dim, r.element_size()
+
+
 wkv7_forward = Kernel(
     cpu.wkv7_forward,
     "(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? state, bool keep)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
-    lambda r, *others: forward_cost(*r.shape, r.element_size()),
+    lambda r, *others: forward_cost(*_sizes(r)),
 )
 wkv7_backward = Kernel(
     cpu.wkv7_backward,
     "(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor found, Tensor checkpoints, Tensor dy,"
     " Tensor? dfinal) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_backward,
-    lambda r, *others: backward_cost(*r.shape, r.element_size()),
+    lambda r, *others: backward_cost(*_sizes(r)),
 )
