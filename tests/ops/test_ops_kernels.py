@@ -117,6 +117,11 @@ CASES = {
         ],
         ("scan_forward", "scan_backward"),
     ),
+    "state_space_dual": Case(
+        lambda *t: torch.cat([part.flatten() for part in state_space_dual(*t, return_state=True, chunk=4)]),
+        heads_of_states,
+        ("dual_forward", "dual_backward"),
+    ),
     "state_space_dual of doubles": Case(
         lambda *t: torch.cat([part.flatten() for part in state_space_dual(*t, return_state=True, chunk=4)]),
         lambda: [tensor.double() for tensor in heads_of_states()],

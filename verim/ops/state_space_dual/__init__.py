@@ -1,5 +1,6 @@
 """Mamba-2's state-space layer: a linear recurrence per head that is also a masked product of matrices."""
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 from verim.errors import InputError
 from verim.ops.arguments import check_is_tensor, check_tensor
 from verim.ops.backend import FLOATS, takes_fast_path
+from verim.ops.cost import Cost
 from verim.ops.derivatives import asked_for, is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.precision import follow_autocast, narrow, widen
-from verim.ops.state_space_dual.chunked import chunked_dual_backward, chunked_dual_forward
+from verim.ops.state_space_dual import chunked, cpu
 from verim.ops.state_space_dual.cost import backward_cost, forward_cost
 from verim.ops.state_space_dual.reference import state_space_dual_reference
 
@@ -108,9 +110,16 @@ def state_space_dual(
         if is_recorded(*tensors):
             y, final = _StateSpaceDual.apply(*tensors, span)
         else:
-            y, final, _ = dual_forward(*tensors, span, False)
+            y, final, _ = _kernels(tensors[0])[0](*tensors, span, False)
     y = narrow(y, x)
     return (y, final) if return_state else y
+
+
+def _kernels(x: Tensor) -> tuple[Kernel, Kernel]:
+    """Forward and backward: compiled for float32 on the CPU, over torch's products elsewhere."""
+    if x.is_cpu and x.dtype is torch.float32:
+        return dual_forward, dual_backward
+    return chunked_dual_forward, chunked_dual_backward
 
 
 class _StateSpaceDual(torch.autograd.Function):
@@ -128,7 +137,7 @@ class _StateSpaceDual(torch.autograd.Function):
         initial: Tensor | None,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        y, final, states = dual_forward(x, delta, A, B, C, D, initial, chunk, True)
+        y, final, states = _kernels(x)[0](x, delta, A, B, C, D, initial, chunk, True)
         ctx.save_for_backward(x, delta, A, B, C, D, states)
         ctx.chunk = chunk
         ctx.set_materialize_grads(False)
@@ -140,7 +149,7 @@ class _StateSpaceDual(torch.autograd.Function):
         x, *others = ctx.saved_tensors
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(x)
-        gradients = dual_backward(x, *others, dy, dfinal, ctx.chunk)
+        gradients = _kernels(x)[1](x, *others, dy, dfinal, ctx.chunk)
         return *asked_for(gradients, ctx.needs_input_grad[:-1]), None
 
 
@@ -183,9 +192,19 @@ def _check(
 
 def _fake_forward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, dim = x.shape
-    groups, state, (chunk, keep) = B.shape[2], B.shape[3], others[-2:]
-    kept = (batch, -(-length // chunk), groups, state, heads // groups * dim) if keep else (0,)
+    state, (chunk, keep) = B.shape[3], others[-2:]
+    kept = cpu.states_shape(batch, length, heads, dim, state, chunk) if keep else (0,)
     return x.new_empty(x.shape), x.new_empty(batch, heads, state, dim), x.new_empty(kept)
+
+
+def _fake_chunked_forward(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, final, states = _fake_forward(x, delta, A, B, *others)
+    if others[-1]:
+        batch, chunks, heads, state, dim = states.shape
+        states = states.new_empty(batch, chunks, B.shape[2], state, heads // B.shape[2] * dim)
+    return y, final, states
 
 
 def _fake_backward(
@@ -195,21 +214,19 @@ def _fake_backward(
     return *gradients, x.new_empty(x.shape[0], x.shape[2], B.shape[3], x.shape[3])
 
 
-def _sizes(x: Tensor, B: Tensor) -> tuple[int, int, int, int, int, int, int]:
-    return *x.shape, *B.shape[2:], x.element_size()
+def _costs(of: Callable[..., Cost]) -> Callable[..., Cost]:
+    return lambda x, delta, A, B, *others: of(*x.shape, *B.shape[2:], x.element_size())
 
 
-dual_forward = Kernel(
-    chunked_dual_forward,
+_FORWARD = (
     "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? initial, int chunk, bool keep)"
-    " -> (Tensor, Tensor, Tensor)",
-    _fake_forward,
-    lambda x, delta, A, B, *others: forward_cost(*_sizes(x, B)),
+    " -> (Tensor, Tensor, Tensor)"
 )
-dual_backward = Kernel(
-    chunked_dual_backward,
+_BACKWARD = (
     "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor states, Tensor dy, Tensor? dfinal,"
-    " int chunk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _fake_backward,
-    lambda x, delta, A, B, *others: backward_cost(*_sizes(x, B)),
+    " int chunk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+dual_forward = Kernel(cpu.dual_forward, _FORWARD, _fake_forward, _costs(forward_cost))
+dual_backward = Kernel(cpu.dual_backward, _BACKWARD, _fake_backward, _costs(backward_cost))
+chunked_dual_forward = Kernel(chunked.chunked_dual_forward, _FORWARD, _fake_chunked_forward, _costs(forward_cost))
+chunked_dual_backward = Kernel(chunked.chunked_dual_backward, _BACKWARD, _fake_backward, _costs(backward_cost))
