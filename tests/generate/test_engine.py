@@ -158,9 +158,7 @@ def test_logits_that_are_not_finite_name_the_layer() -> None:
     model = build("hybrid")
     with torch.no_grad():
         model.blocks[2].mixer.out.weight[3, 4] = torch.nan
-    with pytest.raises(
-        InputError, match=r"prompt 0: the logits after its 3 tokens and 0 drawn.*first in blocks.2.mixer"
-    ):
+    with pytest.raises(InputError, match=r"prompt 0, after its 3 tokens and 0 drawn.*first in blocks.2.mixer"):
         complete(model, [[1, 2, 3]])
     with pytest.raises(InputError, match=r"weights blocks.2.mixer.out.weight are not finite"):
         complete(model, [[1, 2, 3]])
@@ -177,7 +175,7 @@ def test_an_overflow_in_the_middle_of_a_text_names_the_layer_and_the_request() -
         lambda layer, inputs, output: (output[0] / (read[-1] != overflowing)[..., None], None)
     )
     message = (
-        rf"prompt 1: .* {tokens.index(overflowing) + 1} drawn ones .* first in blocks.1.feed_forward .*all weights"
+        rf"prompt 1, .* {tokens.index(overflowing) + 1} drawn ones: .* first in blocks.1.feed_forward .*all weights"
     )
     with pytest.raises(InputError, match=message):
         complete(model, prompts, sampling)

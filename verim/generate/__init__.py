@@ -4,6 +4,7 @@ from verim.generate.complete import collect, complete, generate
 from verim.generate.engine import Engine, Limits
 from verim.generate.request import Completion, Event
 from verim.generate.sampling import Sampling
+from verim.generate.speculative import Speculation
 from verim.generate.text import ByteTokenizer, TextStream, Tokenizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Event",
     "Limits",
     "Sampling",
+    "Speculation",
     "TextStream",
     "Tokenizer",
     "collect",

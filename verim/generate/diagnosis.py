@@ -1,15 +1,34 @@
-"""Where numbers that are not finite come from: the step again, with every layer watched."""
+"""Numbers that are not finite: found in the logits, and traced to the layer that they come from."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from verim.errors import InputError
 from verim.models import LanguageModel
 from verim.nn import StackState
+
+
+def require_finite(
+    logits: Float[Tensor, "batch length vocab"],
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch read"],
+    state: StackState | None,
+    describe: Callable[[int], str],
+) -> None:
+    """Raises `InputError` where the logits that `model` gave for `tokens` after `state` are not all finite.
+
+    `describe` says what row of the batch it is, for the message; the step is run again to name the layer.
+    """
+    if math.isfinite(float(logits.sum(dtype=torch.float32))) or bool(logits.isfinite().all()):
+        return
+    row = int((~logits.isfinite()).flatten(1).any(-1).nonzero()[0])
+    raise InputError(f"{describe(row)}: the logits are not finite; {origin(model, tokens, state)}")
 
 
 def origin(model: LanguageModel, tokens: Int[Tensor, "batch length"], state: StackState | None) -> str:

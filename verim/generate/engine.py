@@ -1,6 +1,5 @@
 """Continuous batching: requests join and leave the batch that decodes, whatever the architecture."""
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor
 from verim.errors import InputError
 from verim.generate.batch import Decoding, Reading, sampler_of
 from verim.generate.checks import check_prompt, fitting, warn_of_context
-from verim.generate.diagnosis import origin
+from verim.generate.diagnosis import require_finite
 from verim.generate.request import Event, Request
 from verim.generate.sampler import Sampler
 from verim.generate.sampling import Sampling
@@ -128,7 +127,7 @@ class Engine:
 
     def _decode(self, batch: Decoding) -> list[Event]:
         logits, state = self.model(batch.tokens, batch.state)
-        drawn, events = self._draw(batch.requests, batch.sampler, logits[:, -1], batch.tokens, batch.state)
+        drawn, events = self._draw(batch.requests, batch.sampler, logits, batch.tokens, batch.state)
         batch.tokens, batch.state = drawn[:, None], state
         if any(event.finish for event in events):
             self._decoding = batch.where(_goes_on, self._vocab)
@@ -142,7 +141,7 @@ class Engine:
         batch.state, batch.read = state, batch.read + chunk.shape[1]
         if batch.read == length:
             sampler = sampler_of(batch.requests, self._vocab, self._device)
-            drawn, first = self._draw(batch.requests, sampler, logits[:, -1], chunk, before)
+            drawn, first = self._draw(batch.requests, sampler, logits, chunk, before)
             events += first
             self._reading = None
             new = Decoding(batch.requests, drawn[:, None], state, sampler).where(_goes_on, self._vocab)
@@ -154,18 +153,13 @@ class Engine:
         self,
         requests: Sequence[Request],
         sampler: Sampler,
-        logits: Float[Tensor, "rows vocab"],
+        logits: Float[Tensor, "rows 1 vocab"],
         read: Int[Tensor, "rows length"],
         state: StackState | None,
     ) -> tuple[Int[Tensor, "rows"], list[Event]]:
         """The next token of each request; `read` and the `state` before it say where the logits are from."""
-        if not math.isfinite(float(logits.sum(dtype=torch.float32))) and not bool(logits.isfinite().all()):
-            request = requests[int((~logits.isfinite()).any(-1).nonzero()[0])]
-            raise InputError(
-                f"prompt {request.number}: the logits after its {len(request.prompt)} tokens and {len(request.tokens)} "
-                f"drawn ones are not finite: {origin(self.model, read, state)}"
-            )
-        tokens = sampler.draw(logits)
+        require_finite(logits, self.model, read, state, lambda row: requests[row].described())
+        tokens = sampler.draw(logits[:, -1])
         return tokens, [request.take(token) for request, token in zip(requests, tokens.tolist(), strict=True)]
 
     def _next_prompts(self) -> Reading | None:

@@ -48,6 +48,10 @@ class Request:
         """Positions that its state may come to: the last token is not read any more."""
         return len(self.prompt) + self.sampling.max_tokens - 1
 
+    def described(self) -> str:
+        """Where it stands, for a message."""
+        return f"prompt {self.number}, after its {len(self.prompt)} tokens and {len(self.tokens)} drawn ones"
+
     def take(self, token: int) -> Event:
         """Adds a token that was drawn."""
         self.tokens.append(token)
