@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from verim.errors import InputError
 from verim.models.config import LanguageModelConfig
@@ -22,7 +21,7 @@ from verim.models.interop.mamba import MAMBA
 from verim.models.interop.mamba2 import MAMBA2
 from verim.models.interop.native import NATIVE
 from verim.models.interop.rwkv4 import RWKV4
-from verim.models.interop.tokenizer import TOKENIZER, end_tokens, load_tokenizer
+from verim.models.interop.tokenizer import TOKENIZER, Tokenizer, end_tokens, load_tokenizer
 from verim.models.interop.transfer import build, tensors
 from verim.models.language_model import LanguageModel
 
@@ -69,7 +68,7 @@ def save(
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     texts: dict[str, Any] = {}
     if tokenizer is not None:
-        texts[TOKENIZER] = json.loads(tokenizer.to_str())
+        texts[TOKENIZER] = json.loads(tokenizer.library.to_str())
         texts["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     values = names | config | special | {"torch_dtype": dtype}
     write_folder(Path(path), values, tensors(model, chosen), texts, shard_bytes)
@@ -100,4 +99,4 @@ def _fitting(config: LanguageModelConfig) -> tuple[Family, dict[str, Any]]:
     )
 
 
-__all__ = ["FAMILIES", "end_tokens", "load", "load_tokenizer", "save"]
+__all__ = ["FAMILIES", "Tokenizer", "end_tokens", "load", "load_tokenizer", "save"]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from verim.errors import InputError
 from verim.models.config import BlockConfig, LanguageModelConfig
 from verim.models.interop.fields import Fields
@@ -26,7 +28,9 @@ class Weight:
 
     def shapes(self, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
         """The shapes of theirs, when ours has shape `ours`."""
-        return [self.shape or (rows, *ours[1:]) for rows in self.rows or ours[:1]]
+        if not self.rows:
+            return [self.shape or ours]
+        return [self.shape or (rows, *ours[1:]) for rows in self.rows]
 
 
 class Family(ABC):
@@ -54,6 +58,11 @@ class Family(ABC):
     def is_derived(self, name: str) -> bool:
         """Whether the tensor `name` follows from the configuration: older checkpoints hold such."""
         return False
+
+
+def own_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """All that a checkpoint of `model` holds: weights, a tied head only once, and buffers that training changes."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def only_block(family: str, config: LanguageModelConfig, mixer: type, feed_forward: type | None) -> BlockConfig:

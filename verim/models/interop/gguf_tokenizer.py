@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from verim.errors import InputError
 from verim.models.interop.gguf import GGUFFile, opened
+from verim.models.interop.tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens that stand in a text as they are
 _BEFORE = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
@@ -24,7 +26,7 @@ def load_gguf_tokenizer(path: str | Path | GGUFFile) -> Tokenizer:
             raise InputError(f"{file.path}, tokenizer.ggml.{name}: got {got!r}, expected one of {', '.join(known)}")
     tokens = file.field("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in file.field("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    tokenizer = tokenizers.Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     before = _BEFORE[file.field("tokenizer.ggml.pre")]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, bytes_of_words])
@@ -32,7 +34,10 @@ def load_gguf_tokenizer(path: str | Path | GGUFFile) -> Tokenizer:
     kinds = dict(zip(tokens, file.field("tokenizer.ggml.token_type"), strict=True))
     tokenizer.add_special_tokens(_added(kinds, _CONTROL))
     tokenizer.add_tokens(_added(kinds, _USER_DEFINED))
-    return tokenizer
+    if file.field("tokenizer.ggml.add_bos_token"):
+        first = file.field("tokenizer.ggml.bos_token_id")
+        tokenizer.post_processor = processors.TemplateProcessing(f"{tokens[first]} $A", None, [(tokens[first], first)])
+    return Tokenizer(tokenizer)
 
 
 def gguf_end_tokens(path: str | Path | GGUFFile) -> tuple[int, ...]:

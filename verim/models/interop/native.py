@@ -5,7 +5,7 @@ from typing import Any
 
 from verim.errors import InputError
 from verim.models.config import LanguageModelConfig
-from verim.models.interop.family import Family, Weight
+from verim.models.interop.family import Family, Weight, own_tensors
 from verim.models.interop.fields import Fields
 from verim.models.language_model import LanguageModel
 
@@ -33,7 +33,7 @@ class NativeLayout(Family):
         }
 
     def weights(self, model: LanguageModel) -> Iterator[Weight]:
-        for name, _ in model.named_parameters():
+        for name in own_tensors(model):
             yield Weight(name, (f"model.{name}",))
 
 

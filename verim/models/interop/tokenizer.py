@@ -1,13 +1,29 @@
 """The tokenizer of a checkpoint, through the library `tokenizers`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import tokenizers
 
 from verim.errors import CorruptError, InputError
 from verim.runtime.files import read_json
 
 TOKENIZER = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text to token numbers and back; `library` is the tokenizer of the library `tokenizers` that does it."""
+
+    def __init__(self, library: tokenizers.Tokenizer) -> None:
+        self.library = library
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of `text`, with those that the checkpoint wants before and behind every text."""
+        return self.library.encode(text).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; control tokens (the end of a text, of a turn) show as they are written."""
+        return self.library.decode(list(tokens), skip_special_tokens=False)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -16,9 +32,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise InputError(f"path: {path} holds no {TOKENIZER}: fetch it from where the checkpoint came from")
     try:
-        return Tokenizer.from_file(str(file))
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(file)))
     except Exception as error:  # the library raises nothing narrower
-        raise CorruptError(f"{file} is no tokenizer that the library `tokenizers` reads ({error})") from error
+        raise CorruptError(f"{file} is no tokenizer that the library tokenizers reads ({error})") from error
 
 
 def end_tokens(path: str | Path) -> tuple[int, ...]:

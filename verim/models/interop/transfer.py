@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from verim.errors import InputError
 from verim.models.config import LanguageModelConfig
 from verim.models.interop.checkpoint import Source
-from verim.models.interop.family import Family, Weight
+from verim.models.interop.family import Family, Weight, own_tensors
 from verim.models.language_model import LanguageModel
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,12 +23,12 @@ def build(config: LanguageModelConfig, family: Family, source: Source, dtype: to
     """
     with torch.device("meta"):
         model = LanguageModel(config)
-    parameters = dict(model.named_parameters())
+    own = own_tensors(model)
     weights = _weights(family, model)
     shapes = {
         name: shape
         for weight in weights
-        for name, shape in zip(weight.theirs, weight.shapes(tuple(parameters[weight.ours].shape)), strict=True)
+        for name, shape in zip(weight.theirs, weight.shapes(tuple(own[weight.ours].shape)), strict=True)
     }
     aliases = family.aliases()
     files = {aliases.get(name, name): name for name in source.shapes if not family.is_derived(name)}
@@ -45,12 +45,14 @@ def build(config: LanguageModelConfig, family: Family, source: Source, dtype: to
     else:
         _check(place, shapes, held)
     for weight in weights:
-        ours = torch.empty(parameters[weight.ours].shape, dtype=dtype)
+        before = own[weight.ours]
+        is_weight = isinstance(before, nn.Parameter)
+        ours = torch.empty(before.shape, dtype=dtype if is_weight else before.dtype)
         parts = ours.split(weight.rows) if weight.rows else (ours,)
         for part, name in zip(parts, weight.theirs, strict=True):
             part.copy_(source.read(files[name]).view(part.shape))
         module, _, leaf = weight.ours.rpartition(".")
-        setattr(model.get_submodule(module), leaf, nn.Parameter(ours))
+        setattr(model.get_submodule(module), leaf, nn.Parameter(ours) if is_weight else ours)
     if config.tied:
         model.head.weight = model.embedding.weight
     assert not any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())), f"{family.name} lacks some"
@@ -59,10 +61,10 @@ def build(config: LanguageModelConfig, family: Family, source: Source, dtype: to
 
 def tensors(model: LanguageModel, family: Family) -> dict[str, Tensor]:
     """The weights of `model` as `family` has them, views of the model's."""
-    parameters = dict(model.named_parameters())
+    own = own_tensors(model)
     result: dict[str, Tensor] = {}
     for weight in _weights(family, model):
-        ours = parameters[weight.ours].detach()
+        ours = own[weight.ours].detach()
         parts: Sequence[Tensor] = ours.split(weight.rows) if weight.rows else (ours,)
         for name, part, shape in zip(weight.theirs, parts, weight.shapes(tuple(ours.shape)), strict=True):
             result[name] = part.reshape(shape)
@@ -71,9 +73,9 @@ def tensors(model: LanguageModel, family: Family) -> dict[str, Tensor]:
 
 def _weights(family: Family, model: LanguageModel) -> list[Weight]:
     """The weights of `family` that `model` has."""
-    parameters = dict(model.named_parameters())
-    weights = [weight for weight in family.weights(model) if weight.ours in parameters]
-    lost = set(parameters) - {weight.ours for weight in weights}
+    own = own_tensors(model)
+    weights = [weight for weight in family.weights(model) if weight.ours in own]
+    lost = set(own) - {weight.ours for weight in weights}
     assert not lost, f"{family.name} has no place for {sorted(lost)}"
     return weights
 
