@@ -31,7 +31,7 @@ from verim.errors import InputError, VerimError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import LayerConfig, SwiGLUConfig
 from verim.nn.mixers import MIXERS
-from verim.recipes.mixers_page import write_page
+from verim.recipes.mixers_page import SOLVED, write_page
 from verim.runs.metrics import MetricsLog, read_metrics
 from verim.runtime.allocator import keep_freed_blocks
 from verim.runtime.files import read_json, write_json
@@ -66,7 +66,6 @@ DEPTH = 2
 BLOCK_WEIGHTS = 12
 """Weights of a block in units of width²: a transformer's, 4 of attention and 8 of its feed-forward layer."""
 
-SOLVED = 0.99
 BATCH = 32
 EVALUATE_EVERY = 100
 WATCHED_ROWS, EVALUATED_ROWS = 256, 1024
@@ -273,7 +272,8 @@ def main() -> None:
     try:
         page = run(tyro.cli(Experiment, prog="python -m verim.recipes.mixers"), console)
     except VerimError as error:
-        sys.exit(f"error: {error}")
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
     console.print(f"written: {page}", highlight=False, soft_wrap=True)
 
 

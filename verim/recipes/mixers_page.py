@@ -75,6 +75,12 @@ LITERATURE = (
     ),
     Statement(
         "parity",
+        "extrapolated",
+        ("rwkv7",),
+        "Peng et al. 2025 (arXiv 2503.14456): its transitions can track state and recognise every regular language",
+    ),
+    Statement(
+        "parity",
         "not extrapolated",
         ("attention",),
         "the same table; Hahn 2020 (arXiv 1906.06755) shows that attention of a fixed size cannot at every length",
@@ -110,7 +116,8 @@ Chance: of who answers at random with one of the answers that the sequence shows
 ## The smallest width that solves it
 
 Solved: at least {solved:.0f} % of the answers on held-out sequences are right; in brackets how many of the seeds did so
-with the learning rate that was found. Where no width solved it: the best accuracy of all trials.
+with the learning rate that was found. Where no width solved it: the best accuracy of all trials, and up to which width
+they went.
 
 {widths}
 
@@ -174,7 +181,7 @@ class Found:
         first = [record for record in records if record["seed"] == 0]
         solving = [record for record in first if record["accuracy"] >= SOLVED]
         self.best = min(solving, key=lambda r: r["width"]) if solving else max(first, key=lambda r: r["accuracy"])
-        self.solved = bool(solving)
+        self.solved, self.widest = bool(solving), max(record["width"] for record in records)
         setting = ("width", "learning_rate")
         self.seeds = [r for r in records if all(r[name] == self.best[name] for name in setting)]
         self.longest = median(record["longer"][-1] for record in self.seeds)
@@ -193,7 +200,7 @@ def _cells(found: Found | None) -> tuple[str, str]:
     if found is None:
         return "not run", "not run"
     if not found.solved:
-        return _percent(found.best["accuracy"]), _percent(found.longest)
+        return f"{_percent(found.best['accuracy'])} (to {found.widest})", _percent(found.longest)
     right = sum(record["accuracy"] >= SOLVED for record in found.seeds)
     return f"**{found.best['width']}** ({right} of {len(found.seeds)})", _percent(found.longest)
 
@@ -217,10 +224,12 @@ def _verdict(statement: Statement, found: Mapping[tuple[str, str], Found]) -> tu
 def _conditions(records: Sequence[Record]) -> str:
     machine = machine_card()
     hours = sum(record["seconds"] for record in records) / 3600
+    widths, rates = (sorted({record[name] for record in records}) for name in ("width", "learning_rate"))
     return (
         f"{datetime.now().astimezone().date()}, {machine['processor']}, {machine['cores']} cores, a thread a trial; "
         f"verim {__version__}, torch {machine['torch']}, numba {machine['numba']}, Python {machine['python']}. "
-        f"{len(records)} trials, {hours:.2f} hours of one core."
+        f"{len(records)} trials, {hours:.2f} hours of one core; widths {', '.join(map(str, widths))}; learning rates "
+        f"{', '.join(f'{rate:g}' for rate in rates)}."
     )
 
 
