@@ -167,5 +167,5 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     )
     assert "| so: lstm 97.0 %; not run: rnn |" in text
     assert "| **not so**: attention 95.0 % |" in text
-    assert "| so: mamba 51.0 %; not run: mamba2, s4d" in text
+    assert "| so: mamba 51.0 %; not run: mamba2, min_gru" in text
     assert "induction" not in text

@@ -88,7 +88,7 @@ LITERATURE = (
     Statement(
         "parity",
         "not extrapolated",
-        ("mamba", "mamba2", "s4d", "min_gru", "min_lstm", "rwkv4"),
+        ("mamba", "mamba2", "min_gru", "min_lstm", "rwkv4"),
         "Grazzi et al. 2024 (arXiv 2411.12537, theorem 1): a linear recurrence whose transitions have positive "
         "eigenvalues alone cannot at finite precision",
     ),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from verim.data.synthetic import SyntheticTask, correct
+from verim.nn import auxiliary_losses
 from verim.train.task import EVALUATION_BATCH, next_token_loss
 
 
@@ -22,7 +23,9 @@ class SyntheticTraining:
         self.tokens_per_step = batch * task.length
 
     def loss(self, model: nn.Module, step: int) -> Tensor:
-        return next_token_loss(model, *self.task.batch(self.batch, self.seed, step))
+        with auxiliary_losses() as others:
+            loss = next_token_loss(model, *self.task.batch(self.batch, self.seed, step))
+        return sum(others, loss)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`accuracy`, and `accuracy_at_<length>` for each of `lengths`."""
