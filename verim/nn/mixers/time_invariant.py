@@ -32,30 +32,59 @@ def time_invariant_scan(
     recurrence. So of the states batch · length · channels · modes there is only every `block`-th, and nothing is
     divided by a transition: modes may decay as fast as they like. Halves are computed in float32.
     """
-    batch, length, channels = u.shape
     kind = u.dtype
     with without_autocast(u):
         u, skip = widen(u, skip)
-        block = min(block, length)
-        powers = _powers(log_transition, block + 1)
-        response = weight[..., None] * powers
-        kernel = response[..., :block].real.sum(1)
-        kernel = torch.cat([torch.zeros_like(kernel[:, 1:]), kernel[:, :1] + skip[:, None], kernel[:, 1:]], 1)
-        convolve = kernel.unfold(1, block, 1).flip(1)  # [channels, from, to]: kernel[to - from], 0 where to < from
-        write = _by_position(powers[..., :block].flip(2))
-        read = _by_position(response[..., 1:].conj()).transpose(1, 2)
-        inputs = _Transpose.apply(u.reshape(batch * length, channels)).reshape(channels, batch, length)
-        outputs, state = [], initial
-        whole = length - length % block
-        for piece, size in ((inputs[..., :whole], block), (inputs[..., whole:], length % block)):
-            if size:
-                matrices = convolve[:, :size, :size], write[:, block - size :], read[:, :, :size]
-                y, state = _through_blocks(piece, size, *matrices, powers[..., size], state)
-                outputs.append(y)
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
-        y = _Transpose.apply(y.reshape(channels, batch * length)).reshape(batch, length, channels)
-    assert state is not None, "a sequence has at least one position"
+        if u.shape[1] == 1:
+            y, state = _one_step(u[:, 0], log_transition, weight, skip, initial)
+        else:
+            y, state = _in_blocks(u, log_transition, weight, skip, initial, block)
     return y.to(kind), state
+
+
+def _one_step(
+    u: Float[Tensor, "batch channels"],
+    log_transition: Modes,
+    weight: Modes,
+    skip: Float[Tensor, "channels"],
+    initial: ModesState | None,
+) -> tuple[Float[Tensor, "batch 1 channels"], ModesState]:
+    """The formula itself: what a block makes ready for its positions is not worth it for one."""
+    if initial is None:
+        initial = weight.new_zeros(u.shape[0], *weight.shape)
+    h = _exponential(log_transition) * initial + u[..., None]
+    y = (weight * h).real.sum(-1) + skip * u
+    return y[:, None], h
+
+
+def _in_blocks(
+    u: Float[Tensor, "batch length channels"],
+    log_transition: Modes,
+    weight: Modes,
+    skip: Float[Tensor, "channels"],
+    initial: ModesState | None,
+    block: int,
+) -> tuple[Float[Tensor, "batch length channels"], ModesState]:
+    batch, length, channels = u.shape
+    block = min(block, length)
+    powers = _exponential(log_transition[..., None] * torch.arange(block + 1, device=u.device))
+    response = weight[..., None] * powers
+    kernel = response[..., :block].real.sum(1)
+    kernel = torch.cat([torch.zeros_like(kernel[:, 1:]), kernel[:, :1] + skip[:, None], kernel[:, 1:]], 1)
+    convolve = kernel.unfold(1, block, 1).flip(1)  # [channels, from, to]: kernel[to - from], 0 where to < from
+    write = _by_position(powers[..., :block].flip(2))
+    read = _by_position(response[..., 1:].conj()).transpose(1, 2)
+    inputs = _Transpose.apply(u.reshape(batch * length, channels)).reshape(channels, batch, length)
+    outputs, state = [], initial
+    whole = length - length % block
+    for piece, size in ((inputs[..., :whole], block), (inputs[..., whole:], length % block)):
+        if size:
+            matrices = convolve[:, :size, :size], write[:, block - size :], read[:, :, :size]
+            y, state = _through_blocks(piece, size, *matrices, powers[..., size], state)
+            outputs.append(y)
+    assert state is not None, "a sequence has at least one position"
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+    return _Transpose.apply(y.reshape(channels, batch * length)).reshape(u.shape), state
 
 
 def _through_blocks(
@@ -79,13 +108,10 @@ def _through_blocks(
     return y.reshape(channels, batch, length), final.reshape(batch, *transition.shape)
 
 
-def _powers(log_transition: Modes, count: int) -> Tensor:
-    """exp(k log_transition), k = 0 ... count - 1, along a new last axis."""
-    k = torch.arange(count, device=log_transition.device)
-    if not log_transition.is_complex():
-        return (log_transition[..., None] * k).exp()
-    logarithm = torch.view_as_real(log_transition)  # a complex exponential takes five times as long
-    return torch.polar((logarithm[..., :1] * k).exp(), logarithm[..., 1:] * k)
+def _exponential(logarithm: Tensor) -> Tensor:
+    if not logarithm.is_complex():
+        return logarithm.exp()
+    return torch.polar(logarithm.real.exp(), logarithm.imag)  # torch's complex exponential takes several times as long
 
 
 class _Transpose(torch.autograd.Function):
