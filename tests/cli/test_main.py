@@ -70,7 +70,7 @@ def test_options_reach_the_verb(pretend: SimpleNamespace, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nonsense"], "unknown verb 'nonsense': expected one of study, doctor, bench"),
+        (["nonsense"], "unknown verb 'nonsense': expected one of study, generate, doctor, bench"),
         (["pretend", "--nonsense"], "Unrecognized options: --nonsense; For full helptext, run verim pretend"),
         (["pretend", "--minute", "3"], "Perhaps you meant: --minutes"),
         (

@@ -22,6 +22,7 @@ from verim.errors import VerimError
 
 VERBS = {
     "study": "from a folder of text to a trained model: measure, plan, train, prove",
+    "generate": "a model goes on with your text: a run's, a downloaded one's",
     "doctor": "what this machine has, and what is missing for what",
     "bench": "the kernels beside other software, and beside what the machine can do",
 }
