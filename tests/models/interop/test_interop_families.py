@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
-from verim.models import LanguageModel
-from verim.models.interop import load, save
+from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
+from verim.models.interop import FAMILIES, Tokenizer, end_tokens, load, load_tokenizer, save
+from verim.models.interop.fields import Fields
+from verim.nn import FEED_FORWARDS, NormConfig
+from verim.nn.mixers import MIXERS
 
 LLAMA = {
     "vocab_size": 37,
@@ -107,3 +111,125 @@ def test_logits_are_those_of_transformers_and_the_export_loads_there(case: str, 
     assert dataclasses.asdict(again.config) == dataclasses.asdict(ours.config)
     for (name, weight), (_, other) in zip(ours.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(weight, other), name
+
+
+def test_every_family_is_covered() -> None:
+    covered = {getattr(transformers, f"{name}Config").model_type for name, _ in CASES.values()}
+    assert covered | {"verim"} == set(FAMILIES)
+
+
+SMOLLM2_135M = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+MAMBA_130M = {
+    "architectures": ["MambaForCausalLM"],
+    "bos_token_id": 0,
+    "conv_kernel": 4,
+    "d_inner": 1536,
+    "d_model": 768,
+    "eos_token_id": 0,
+    "expand": 2,
+    "fused_add_norm": True,
+    "hidden_act": "silu",
+    "hidden_size": 768,
+    "initializer_range": 0.1,
+    "intermediate_size": 1536,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "mamba",
+    "n_layer": 24,
+    "num_hidden_layers": 24,
+    "pad_token_id": 0,
+    "pad_vocab_size_multiple": 8,
+    "rescale_prenorm_residual": False,
+    "residual_in_fp32": True,
+    "rms_norm": True,
+    "ssm_cfg": {},
+    "state_size": 16,
+    "time_step_floor": 0.0001,
+    "time_step_init_scheme": "random",
+    "time_step_max": 0.1,
+    "time_step_min": 0.001,
+    "time_step_rank": 48,
+    "time_step_scale": 1.0,
+    "torch_dtype": "float32",
+    "transformers_version": "4.39.0.dev0",
+    "use_bias": False,
+    "use_cache": True,
+    "use_conv_bias": True,
+    "vocab_size": 50280,
+}
+
+
+@pytest.mark.parametrize(("values", "millions"), [(SMOLLM2_135M, 134.5), (MAMBA_130M, 129.1)])
+def test_published_configurations_are_known_whole(values: dict[str, Any], millions: float) -> None:
+    fields = Fields(values)
+    config = FAMILIES[values["model_type"]].read(fields)
+    fields.finish()  # a field that is not known warns, and that fails here
+    with torch.device("meta"):
+        assert LanguageModel(config).parameter_count().total == pytest.approx(millions * 1e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "feed_forward"),
+    sorted({(kind, "gelu") for kind in MIXERS} | {("attention", kind) for kind in FEED_FORWARDS}),
+)
+def test_our_layout_keeps_every_kind_of_layer(mixer: str, feed_forward: str, tmp_path: Path) -> None:
+    mixer_config, feed_forward_config = (
+        kind(**{field.name: 4 for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING})
+        for kind in (MIXERS[mixer], FEED_FORWARDS[feed_forward])
+    )
+    torch.manual_seed(0)
+    block = BlockConfig(mixer_config, feed_forward_config)
+    model = LanguageModel(LanguageModelConfig((block,), width=64, depth=2, vocab=11, norm=NormConfig("layer"))).eval()
+    torch.nn.init.normal_(model.head.weight)
+    save(model, tmp_path / "model", "verim")
+    back = load(tmp_path / "model")
+    assert back.config == model.config and back.state_dict().keys() == model.state_dict().keys()
+    tokens = tokens_for(11)
+    with torch.no_grad():
+        assert torch.equal(model(tokens)[0], back(tokens)[0])
+
+
+def test_the_tokenizer_travels(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2, "<end>": 3}, [("a", "b")]))
+    library.add_special_tokens(["<end>"])
+    pattern = FAMILIES["mamba"].read(Fields(MAMBA)).pattern
+    model = LanguageModel(LanguageModelConfig(pattern, width=8, depth=1, vocab=4))
+    save(model, tmp_path / "model", tokenizer=Tokenizer(library), end=3)
+    tokenizer, theirs = (
+        load_tokenizer(tmp_path / "model"),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "model"),
+    )
+    assert tokenizer.encode("abba<end>") == theirs("abba<end>").input_ids == [2, 1, 0, 3]
+    assert tokenizer.decode([2, 1, 3]).replace(" ", "") == "abb<end>"
+    assert end_tokens(tmp_path / "model") == (3,)
+
+
+def test_a_residual_stream_in_halves_is_told(tmp_path: Path) -> None:
+    reference("mamba").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="residual_in_fp32: the residual stream is torch.bfloat16"):
+        load(tmp_path, torch.bfloat16)

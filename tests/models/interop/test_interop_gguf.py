@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 
 from verim.errors import CorruptError, InputError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
+from verim.models.interop import end_tokens, load, load_tokenizer
 from verim.models.interop.gguf import GGUFFile, load_gguf
 from verim.models.interop.gguf_tokenizer import gguf_end_tokens, load_gguf_tokenizer
 from verim.models.interop.llama import LLAMA
@@ -83,7 +84,7 @@ def write(path: Path, language_model: LanguageModel, quantised: bool = False, **
 def test_weights_and_configuration_come_back(tmp_path: Path, tied: bool) -> None:
     before = model(tied)
     write(tmp_path / "model.gguf", before)
-    after = load_gguf(tmp_path / "model.gguf")
+    after = load(tmp_path / "model.gguf")
     assert after.config.norm.eps == pytest.approx(1e-5)
     assert after.config.pattern == before.config.pattern and after.config.tied == tied and after.config.context == 64
     for (name, one), (_, other) in zip(before.named_parameters(), after.named_parameters(), strict=True):
@@ -111,7 +112,8 @@ def test_the_tokenizer_splits_merges_and_gives_the_text_back(tmp_path: Path) -> 
     assert tokenizer.decode(tokens) == text
     assert tokens[0] == vocabulary["th"] and vocabulary["Ġth"] in tokens
     assert 258 in tokens and 259 in tokens
-    assert gguf_end_tokens(file) == (258,)
+    assert gguf_end_tokens(file) == end_tokens(file.path) == (258,)
+    assert load_tokenizer(file.path).encode(text) == tokens
 
 
 @pytest.mark.parametrize(

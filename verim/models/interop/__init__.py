@@ -1,4 +1,4 @@
-"""Weights in and out: checkpoints in the layouts of Hugging Face, and in ours, to models and back.
+"""Weights in and out: checkpoints in the layouts of Hugging Face, and in ours, to models and back; GGUF files in.
 
 model, tokenizer = load(path), load_tokenizer(path)
 save(model, new_path, tokenizer=tokenizer)        # AutoModelForCausalLM.from_pretrained(new_path) reads it
@@ -16,28 +16,33 @@ from verim.models.config import LanguageModelConfig
 from verim.models.interop.checkpoint import CONFIG, FolderSource, read_config, write_folder
 from verim.models.interop.family import Family
 from verim.models.interop.fields import Fields
+from verim.models.interop.gguf import load_gguf
+from verim.models.interop.gguf_tokenizer import gguf_end_tokens, load_gguf_tokenizer
 from verim.models.interop.llama import LLAMA, MISTRAL, QWEN2
 from verim.models.interop.mamba import MAMBA
 from verim.models.interop.mamba2 import MAMBA2
 from verim.models.interop.native import NATIVE
 from verim.models.interop.rwkv4 import RWKV4
-from verim.models.interop.tokenizer import TOKENIZER, Tokenizer, end_tokens, load_tokenizer
+from verim.models.interop.tokenizer import TOKENIZER, Tokenizer, read_end_tokens, read_tokenizer
 from verim.models.interop.transfer import build, tensors
 from verim.models.language_model import LanguageModel
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, MAMBA, MAMBA2, RWKV4, NATIVE)}
 """The kinds of checkpoints, by the `model_type` of their config.json."""
 
+GGUF = ".gguf"
 SHARD_BYTES = 5 * 10**9
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The model in the folder `path`, with weights in `dtype` whatever type the files have, in evaluation mode.
+    """The model in the folder or the GGUF file `path`, in evaluation mode; weights in `dtype`, whatever the files have.
 
     Raises `InputError` where the architecture or a field of config.json is not supported or does not fit the weights,
     and for pickled weights; `CorruptError` for damaged files. Warns of fields that it does not know.
     """
     folder = Path(path)
+    if folder.suffix == GGUF:
+        return load_gguf(folder, dtype)
     values = read_config(folder)
     family = _family(values.get("model_type"), f"{folder / CONFIG}, model_type")
     fields = Fields(values)
@@ -46,6 +51,19 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
     if dtype != torch.float32 and fields.any("residual_in_fp32"):
         warnings.warn(f"residual_in_fp32: the residual stream is {dtype}, as the weights, here", stacklevel=2)
     return build(config, family, FolderSource(folder), dtype, str(folder))
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in the folder or the GGUF file `path`.
+
+    Raises `InputError` where there is none or its kind is not known, `CorruptError` where it is damaged.
+    """
+    return load_gguf_tokenizer(path) if Path(path).suffix == GGUF else read_tokenizer(Path(path))
+
+
+def end_tokens(path: str | Path) -> tuple[int, ...]:
+    """The tokens after which the checkpoint in `path` says that a text ends; empty where it names none."""
+    return gguf_end_tokens(path) if Path(path).suffix == GGUF else read_end_tokens(Path(path))
 
 
 def save(

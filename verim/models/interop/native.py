@@ -20,8 +20,9 @@ class NativeLayout(Family):
         value = fields.any("model")
         if not isinstance(value, dict):
             raise InputError(f"{fields.place}, model: got {value!r}, expected the configuration of a model of Verim")
-        fields.without_effect("tie_word_embeddings", "vocab_size", "hidden_size", "num_hidden_layers", "auto_map")
-        return LanguageModelConfig.from_json(value)
+        config = LanguageModelConfig.from_json(value)
+        fields.without_effect(*self.write(config), "auto_map")
+        return config
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
         return {
@@ -29,6 +30,7 @@ class NativeLayout(Family):
             "vocab_size": config.vocab,
             "hidden_size": config.width,
             "num_hidden_layers": config.depth,
+            "max_position_embeddings": config.context or 2048,
             "tie_word_embeddings": config.tied,
         }
 

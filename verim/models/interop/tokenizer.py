@@ -26,21 +26,21 @@ class Tokenizer:
         return self.library.decode(list(tokens), skip_special_tokens=False)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the folder `path`. Raises `InputError` where there is none, `CorruptError` for a damaged one."""
-    file = Path(path) / TOKENIZER
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`. Raises `InputError` where there is none, `CorruptError` for a damaged one."""
+    file = folder / TOKENIZER
     if not file.is_file():
-        raise InputError(f"path: {path} holds no {TOKENIZER}: fetch it from where the checkpoint came from")
+        raise InputError(f"path: {folder} holds no {TOKENIZER}: fetch it from where the checkpoint came from")
     try:
         return Tokenizer(tokenizers.Tokenizer.from_file(str(file)))
     except Exception as error:  # the library raises nothing narrower
         raise CorruptError(f"{file} is no tokenizer that the library tokenizers reads ({error})") from error
 
 
-def end_tokens(path: str | Path) -> tuple[int, ...]:
-    """The tokens after which the checkpoint in the folder `path` says that a text ends; empty where it names none."""
+def read_end_tokens(folder: Path) -> tuple[int, ...]:
+    """The tokens after which the checkpoint in `folder` says that a text ends; empty where it names none."""
     for name in ("generation_config.json", "config.json"):
-        file = Path(path) / name
+        file = folder / name
         if file.is_file():
             value = read_json(file).get("eos_token_id")
             if value is not None:

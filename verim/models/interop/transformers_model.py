@@ -29,6 +29,7 @@ class VerimConfig(PreTrainedConfig):
     vocab_size: int | None = None
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
+    max_position_embeddings: int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = True
     bos_token_id: int | None = None
