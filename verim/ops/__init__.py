@@ -5,6 +5,7 @@ from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
 from verim.ops.distributed import distributed_linear_recurrence, distributed_selective_scan, distributed_wkv
+from verim.ops.linear import linear
 from verim.ops.linear_cross_entropy import linear_cross_entropy
 from verim.ops.linear_recurrence import linear_recurrence
 from verim.ops.prefix_sum import prefix_sum
@@ -26,6 +27,7 @@ __all__ = [
     "distributed_selective_scan",
     "distributed_wkv",
     "force_backend",
+    "linear",
     "linear_cross_entropy",
     "linear_recurrence",
     "prefix_sum",
