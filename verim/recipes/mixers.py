@@ -32,6 +32,7 @@ from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import LayerConfig, SwiGLUConfig
 from verim.nn.mixers import MIXERS
 from verim.recipes.mixers_page import SOLVED, write_page
+from verim.runs.lock import locked
 from verim.runs.metrics import MetricsLog, read_metrics
 from verim.runtime.allocator import keep_freed_blocks
 from verim.runtime.files import read_json, write_json
@@ -195,7 +196,17 @@ def train(trial: Trial, experiment: Experiment) -> dict[str, Any]:
 
 def run(experiment: Experiment, console: Console) -> Path:
     """Trains what is not trained yet and writes the page; returns its path."""
-    results = take_up(experiment)
+    with locked(experiment.out, wait_seconds=0.0):
+        results = take_up(experiment)
+        train_all(experiment, results, console)
+    page = experiment.page or experiment.out / "mixers.md"
+    tasks = {name: experiment.task(name) for name in experiment.tasks}
+    write_page(page, tasks, experiment.settings(), [asdict(trial) | held for trial, held in results.items()])
+    return page
+
+
+def train_all(experiment: Experiment, results: Results, console: Console) -> None:
+    """Trains what is not in `results` yet, several trials side by side, and adds it there and to the log."""
     path = experiment.out / "trials.jsonl"
     log = MetricsLog(path, path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0)
     pairs = deque(itertools.product(experiment.tasks, experiment.mixers))
@@ -219,19 +230,13 @@ def run(experiment: Experiment, console: Console) -> Path:
                     results[trial] = future.result()
                     log.append(asdict(trial) | results[trial])
                     console.print(sentence(trial, results[trial]), highlight=False, soft_wrap=True)
-                    pairs.append(
-                        (trial.task, trial.mixer)
-                    )  # its turn comes again: so no long row of trials is left last
+                    pairs.append((trial.task, trial.mixer))  # at the end: no long row of trials is left to the last
         except BaseException:
             for process in active_children():  # what they were at is done again when the experiment goes on
                 process.terminate()
             raise
         finally:
             log.close()
-    page = experiment.page or experiment.out / "mixers.md"
-    tasks = {name: experiment.task(name) for name in experiment.tasks}
-    write_page(page, tasks, experiment.settings(), [asdict(trial) | held for trial, held in results.items()])
-    return page
 
 
 def take_up(experiment: Experiment) -> Results:

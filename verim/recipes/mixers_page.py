@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from verim import __version__
 from verim.anatomy.machine import machine_card
 from verim.data.synthetic import SyntheticTask
+from verim.nn.mixers import MIXERS
 from verim.runtime.files import write_text
 
 SOLVED = 0.99
@@ -46,7 +47,7 @@ LITERATURE = (
         "selective_copying",
         "solved",
         ("min_gru", "min_lstm"),
-        "Feng et al. 2024 (arXiv 2410.01201, table 1): with two layers or three, not with one",
+        "Feng et al. 2024 (arXiv 2410.01201, table 1): with three layers, hardly with one",
     ),
     Statement(
         "induction_heads",
@@ -146,7 +147,7 @@ def write_page(
     path: Path, tasks: Mapping[str, SyntheticTask], settings: Mapping[str, Any], records: Sequence[Record]
 ) -> None:
     """Writes the page of all `records`, trials with their results, to `path`."""
-    mixers = list(dict.fromkeys(record["mixer"] for record in records))
+    mixers = [mixer for mixer in MIXERS if any(record["mixer"] == mixer for record in records)]
     found = {}
     for task, mixer in itertools.product(tasks, mixers):
         held = [record for record in records if (record["task"], record["mixer"]) == (task, mixer)]
