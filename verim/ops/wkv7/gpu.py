@@ -6,8 +6,8 @@ step before.
 
 The backward pass goes back through the intervals between checkpoints. It writes the states of one interval to memory
 (a few megabytes that stay in the cache), then walks them in reverse. The gradients of all inputs but v are sums over
-values: each block writes its share, and the shares are added in order. The formulas are written at `cpu.py`, but S and
-G are [keys, values] here.
+values: each block writes its share, and the shares are added in order. The formulas stand at `backward.py`; S and G are
+[keys, values] here.
 """
 
 import torch
@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from verim.ops.launch import launch
-from verim.ops.wkv7.cpu import INTERVAL, checkpoints_shape
+from verim.ops.wkv7.backward import INTERVAL
+from verim.ops.wkv7.cpu import checkpoints_shape
 
 _VALUES = 32  # of a program, a power of 2
 
