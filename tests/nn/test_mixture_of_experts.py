@@ -22,7 +22,7 @@ from verim.nn.experts import (
     products,
     swiglu_experts,
 )
-from verim.nn.routing import Assignment, balance_loss, token_choice
+from verim.nn.routing import Rows, balance_loss, token_choice
 from verim.ops import force_backend
 
 WIDTH = 16
@@ -101,11 +101,11 @@ def test_equals_every_expert_on_every_token_with_all_gradients(
 
 def test_gradcheck_with_tokens_of_no_and_of_many_rows_and_an_empty_expert() -> None:
     torch.manual_seed(0)
-    tokens, load = torch.tensor([4, 0, 4, 2, 1]), torch.tensor([2, 0, 3])
+    rows = Rows.sorted_by_expert(torch.tensor([4, 0, 4, 2, 1]), torch.tensor([2, 0, 3]), 5)
     inputs = [torch.randn(*shape, dtype=torch.float64) for shape in ((5, 3), (3, 4, 3), (3, 3, 2), (5,))]
 
     def run(x: Tensor, gate_and_in: Tensor, out: Tensor, gates: Tensor) -> Tensor:
-        return swiglu_experts(x, gate_and_in, out, Assignment(tokens, gates, load))
+        return swiglu_experts(x, gate_and_in, out, rows, gates)
 
     with in_float64():
         assert torch.autograd.gradcheck(run, [tensor.requires_grad_() for tensor in inputs])
@@ -126,7 +126,7 @@ def test_capacity_takes_the_first_choices_by_position(
     generator = torch.Generator().manual_seed(seed)
     gates, chosen = torch.rand(batch, length, experts, generator=generator).topk(active)
     capacity = math.ceil(factor * batch * length * active / experts)
-    assignment, wanted = token_choice(chosen, gates, experts, capacity)
+    assigned, choices, wanted = token_choice(chosen.flatten(0, 1), experts, capacity, length)
     rows: list[list[tuple[int, float]]] = [[] for _ in range(experts)]
     for position in range(length):
         for sequence in range(batch):
@@ -135,8 +135,8 @@ def test_capacity_takes_the_first_choices_by_position(
                 rows[expert].append((sequence * length + position, float(gates[sequence, position, choice])))
     assert wanted.tolist() == [len(each) for each in rows] and wanted.sum() == batch * length * active
     taken = [each[:capacity] for each in rows]
-    assert assignment.load.tolist() == [len(each) for each in taken]
-    assert list(zip(assignment.tokens.tolist(), assignment.gates.tolist(), strict=True)) == [
+    assert assigned.load.tolist() == [len(each) for each in taken]
+    assert list(zip(assigned.tokens.tolist(), gates.flatten()[choices].tolist(), strict=True)) == [
         row for each in taken for row in each
     ]
 
@@ -265,10 +265,14 @@ def test_flops_are_those_that_torch_counts_and_only_experts_of_others_are_idle(c
 @pytest.mark.parametrize("load", [[3, 0, 4, 1], [0, 0, 8, 0]])
 def test_one_kernel_for_all_groups_is_the_loop(load: list[int]) -> None:
     torch.manual_seed(0)
-    counts, rows, stack = torch.tensor(load), torch.randn(8, 16), torch.randn(4, 24, 16)
-    hidden = products(rows, stack, counts)
-    torch.testing.assert_close(grouped_products(rows, stack, counts), hidden)
-    torch.testing.assert_close(grouped_outer_products(hidden, rows, counts), outer_products(hidden, rows, counts))
+    rows, values, stack = (
+        Rows.sorted_by_expert(torch.arange(8), torch.tensor(load), 8),
+        torch.randn(8, 16),
+        torch.randn(4, 24, 16),
+    )
+    hidden = products(values, stack, rows)
+    torch.testing.assert_close(grouped_products(values, stack, rows), hidden)
+    torch.testing.assert_close(grouped_outer_products(hidden, values, rows), outer_products(hidden, values, rows))
 
 
 @each_rule

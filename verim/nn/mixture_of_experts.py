@@ -14,8 +14,8 @@ from verim.nn.experts import swiglu_experts
 from verim.nn.feed_forward import FeedForward, SwiGLU, SwiGLUConfig, check_hidden
 from verim.nn.linear_stack import LinearStack, Matrix
 from verim.nn.routing import (
-    Assignment,
     Routing,
+    Rows,
     balance_loss,
     by_threshold,
     expert_choice,
@@ -125,34 +125,32 @@ class MixtureOfExperts(FeedForward):
         tokens = x.flatten(0, 1)
         with without_autocast(x):  # a small error of the router sends a token elsewhere (Switch, section 2.4)
             logits = nn.functional.linear(*widen(tokens, self.router.weight))
-        assignment, wanted = self._assign(logits, x.shape[:2])
-        y = swiglu_experts(tokens, self.gate_and_in.weight, self.out.weight, assignment).view_as(x)
+        rows, gates, wanted = self._route(logits, x.shape[1])
+        y = swiglu_experts(tokens, self.gate_and_in.weight, self.out.weight, rows, gates).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)[0]
-        self.routing = Routing(logits.detach(), wanted, assignment.load, assignment.tokens)
+        self.routing = Routing(logits.detach(), wanted, rows.load, rows.tokens)
         if self.training:
             add_auxiliary_loss(self.config.balance * balance_loss(logits, wanted) + self.config.z * z_loss(logits))
         return y, None
 
-    def _assign(self, logits: Float[Tensor, "tokens experts"], shape: torch.Size) -> tuple[Assignment, Tensor]:
-        """The experts' rows, and how many choices fell on each expert."""
+    def _route(self, logits: Float[Tensor, "tokens experts"], length: int) -> tuple[Rows, Tensor, Tensor]:
+        """The experts' rows, their gates, and how many choices fell on each expert."""
         config = self.config
-        if config.routing != "expert_choice":
-            scores, chosen = logits.topk(config.active, dim=-1)
-            gates = scores.softmax(-1)
-            if config.routing == "top_of_softmax":
-                gates = (scores - logits.logsumexp(-1, keepdim=True)).exp()
-            limited = self.training and config.capacity_factor
-            capacity = self._share(len(logits), config.capacity_factor) if limited else None
-            return token_choice(chosen.view(*shape, -1), gates.view(*shape, -1), config.experts, capacity)
-        scores = logits.softmax(-1)
-        if self.training:
-            capacity = self._share(len(logits), 1.0)
-            assignment = expert_choice(scores, capacity)
-            self._remember(assignment.gates.detach().view(-1, capacity)[:, -1])
-        else:
-            assignment = by_threshold(scores, self.thresholds)
-        return assignment, assignment.load
+        if config.routing == "expert_choice":
+            scores = logits.softmax(-1)
+            if not self.training:
+                rows, gates = by_threshold(scores, self.thresholds)
+                return rows, gates, rows.load
+            rows, best = expert_choice(scores, self._share(len(logits), 1.0))
+            self._remember(best[:, -1].detach())
+            return rows, best.reshape(-1), rows.load
+        best, chosen = logits.topk(config.active, dim=-1)
+        gates = best.softmax(-1) if config.routing == "softmax_of_top" else logits.softmax(-1).gather(-1, chosen)
+        limited = self.training and config.capacity_factor > 0
+        capacity = self._share(len(logits), config.capacity_factor) if limited else None
+        rows, choices, wanted = token_choice(chosen, config.experts, capacity, length)
+        return rows, gates.reshape(-1).index_select(0, choices), wanted
 
     def _share(self, tokens: int, factor: float) -> int:
         """An expert's part of the choices of `tokens` tokens, times `factor`."""

@@ -1,6 +1,8 @@
 """Routing: which tokens go to which expert, and how evenly."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,15 +10,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """The rows that the experts compute, sorted by expert: row i is token `tokens[i]`, weighted with `gates[i]`.
+class Rows:
+    """What the experts compute, sorted by expert: row i is token `tokens[i]`.
 
-    The first `load[0]` rows are those of expert 0, the next `load[1]` those of expert 1, and so on.
+    The first `load[0]` rows are those of expert 0, the next `load[1]` those of expert 1, and so on. The rows of token
+    t are `by_token[starts[t] : starts[t + 1]]`.
     """
 
     tokens: Int[Tensor, "rows"]
-    gates: Float[Tensor, "rows"]
     load: Int[Tensor, "experts"]
+    by_token: Int[Tensor, "rows"]
+    starts: Int[Tensor, "tokens"]
+
+    @classmethod
+    def sorted_by_expert(cls, tokens: Int[Tensor, "rows"], load: Int[Tensor, "experts"], count: int) -> "Rows":
+        """Of `count` tokens."""
+        by_token = tokens.argsort(stable=True)
+        numbers = torch.arange(count, device=tokens.device)
+        return cls(tokens, load, by_token, torch.searchsorted(tokens.index_select(0, by_token), numbers))
+
+    @cached_property
+    def parts(self) -> list[slice]:
+        """The range of every expert's rows."""
+        ends = list(accumulate(self.load.tolist()))
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -73,41 +90,44 @@ def z_loss(logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, ""]:
 
 
 def token_choice(
-    chosen: Int[Tensor, "batch length active"],
-    gates: Float[Tensor, "batch length active"],
+    chosen: Int[Tensor, "tokens active"],
     experts: int,
     capacity: int | None = None,
-) -> tuple[Assignment, Int[Tensor, "experts"]]:
-    """The rows of the experts that the tokens chose, and how many choices fell on each expert.
+    length: int = 1,
+) -> tuple[Rows, Int[Tensor, "rows"], Int[Tensor, "experts"]]:
+    """The rows of the experts that the tokens chose, the number of each row's choice, and the choices of each expert.
 
-    An expert takes its first `capacity` choices, in the order of their positions (then of the sequences, then of a
-    token's own order of choice), so that no token is dropped for one that comes after it in its sequence.
+    An expert takes its first `capacity` choices in the order of their positions in sequences of `length` (then of the
+    sequences, then of a token's own choices), so that no token is dropped for one that comes after it.
     """
-    batch, length, active = chosen.shape
-    expert_of = chosen.transpose(0, 1).reshape(-1)
-    order = expert_of.argsort(stable=True)
-    ranked = expert_of.index_select(0, order)
-    ends = torch.searchsorted(ranked, torch.arange(experts, device=ranked.device), right=True)
-    wanted = ends.diff(prepend=ends.new_zeros(1))
-    load = wanted
-    if capacity is not None:
-        place = torch.arange(len(order), device=order.device) - (ends - wanted).index_select(0, ranked)
-        order = order[place < capacity]
-        load = wanted.clamp(max=capacity)
-    number = order // active  # of the token, counted position by position
-    tokens = number % batch * length + number // batch
-    return Assignment(tokens, gates.transpose(0, 1).reshape(-1).index_select(0, order), load), wanted
+    tokens, active = chosen.shape
+    expert_of = chosen.reshape(-1)
+    wanted = torch.bincount(expert_of, minlength=experts)
+    if capacity is None:
+        choices = expert_of.argsort(stable=True)
+        starts = torch.arange(0, tokens * active, active, device=chosen.device)
+        return Rows(choices // active, wanted, choices.argsort(), starts), choices, wanted
+    numbers = torch.arange(tokens * active, device=chosen.device)
+    by_position = numbers.view(-1, length, active).transpose(0, 1).reshape(-1)
+    choices = by_position[expert_of[by_position].argsort(stable=True)]
+    place = numbers - (wanted.cumsum(0) - wanted)[expert_of[choices]]
+    choices = choices[place < capacity]
+    return Rows.sorted_by_expert(choices // active, wanted.clamp(max=capacity), tokens), choices, wanted
 
 
-def expert_choice(scores: Float[Tensor, "tokens experts"], capacity: int) -> Assignment:
-    """Every expert takes the `capacity` tokens of the highest score; its gates are the scores."""
-    gates, tokens = scores.topk(capacity, dim=0)
+def expert_choice(
+    scores: Float[Tensor, "tokens experts"], capacity: int
+) -> tuple[Rows, Float[Tensor, "experts capacity"]]:
+    """Every expert takes the `capacity` tokens of the highest score; and those scores, falling."""
+    best, tokens = scores.topk(capacity, dim=0)
     load = tokens.new_full((scores.shape[1],), capacity)
-    return Assignment(tokens.t().reshape(-1), gates.t().reshape(-1), load)
+    return Rows.sorted_by_expert(tokens.t().reshape(-1), load, len(scores)), best.t()
 
 
-def by_threshold(scores: Float[Tensor, "tokens experts"], thresholds: Float[Tensor, "experts"]) -> Assignment:
-    """Every expert takes the tokens whose score reaches its threshold: each token is judged by itself."""
+def by_threshold(
+    scores: Float[Tensor, "tokens experts"], thresholds: Float[Tensor, "experts"]
+) -> tuple[Rows, Float[Tensor, "rows"]]:
+    """Every expert takes the tokens whose score reaches its threshold: each is judged by itself. And those scores."""
     taken: Bool[Tensor, "experts tokens"] = (scores >= thresholds).t()
     expert_of, tokens = taken.nonzero(as_tuple=True)
-    return Assignment(tokens, scores[tokens, expert_of], taken.sum(1))
+    return Rows.sorted_by_expert(tokens, taken.sum(1), len(scores)), scores[tokens, expert_of]

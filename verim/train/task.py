@@ -29,7 +29,10 @@ class Task(Protocol):
 
 
 class ByteLanguageModelling:
-    """Predict the next byte. Loss in nats a byte; evaluated in bits a byte on `evaluation_bytes` held-out bytes."""
+    """Predict the next byte. Loss in nats a byte; evaluated in bits a byte on `evaluation_bytes` held-out bytes.
+
+    The training loss holds the auxiliary losses of the model's layers too; evaluation is without them.
+    """
 
     def __init__(self, train: Tensor, held_out: Tensor, batch: int, length: int, seed: int, evaluation_bytes: int):
         self.loader = Loader(train, batch, length, seed)
