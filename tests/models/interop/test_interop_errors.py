@@ -1,6 +1,7 @@
 """What is wrong with a checkpoint is named; nothing half-written is left; other types of numbers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,9 @@ def test_nothing_is_left_of_a_save_that_fails_and_nothing_is_overwritten(
 ) -> None:
     with pytest.raises(InputError, match="exists already"):
         save(llama(), folder)
+    (tmp_path / "empty").mkdir()
+    save(llama(), tmp_path / "empty")
+    shutil.rmtree(tmp_path / "empty")
 
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -93,7 +93,7 @@ def assert_same(ours: LanguageModel, theirs: Any) -> None:
         got, _ = ours(tokens)
     assert expected.std() > 0.1
     error = (got - expected).abs().max() / expected.abs().max()
-    assert error < 1e-4, error
+    assert error < 2e-5, error
 
 
 @each_case

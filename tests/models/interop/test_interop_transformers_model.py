@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from verim.errors import InputError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
@@ -110,6 +110,26 @@ def test_the_loss_is_the_mean_over_labels_and_its_gradients_arrive() -> None:
     assert all(weight.grad is not None for weight in model.parameters())
     loss, logits = wrapper(x, labels=labels, return_dict=False)
     torch.testing.assert_close((loss, logits), (output.loss, output.logits))
+
+
+def test_the_trainer_of_transformers_trains_and_evaluates_it(tmp_path: Path) -> None:
+    wrapper = as_transformers(build("hybrid"))
+    rows = [{"input_ids": row, "labels": row} for row in tokens(8, 12)]
+    options = TrainingArguments(
+        str(tmp_path),
+        max_steps=40,
+        learning_rate=0.02,
+        report_to=[],
+        use_cpu=True,
+        save_steps=20,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(wrapper, options, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
+    assert load(tmp_path / "checkpoint-40").config == wrapper.model.config
 
 
 def test_only_the_logits_asked_for() -> None:

@@ -80,7 +80,7 @@ def save(
     holds any model. `end`: the token after which a text ends. Files of more than `shard_bytes` are divided.
     Raises `InputError` where the family cannot hold the model (with the reason), or `path` holds something already.
     """
-    chosen, config = _fitting(model.config) if family is None else _as(model.config, _family(family, "family"))
+    chosen = _fitting(model.config) if family is None else _family(family, "family")
     names = {"architectures": [chosen.architecture], "model_type": chosen.name}
     special = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
@@ -88,7 +88,7 @@ def save(
     if tokenizer is not None:
         texts[TOKENIZER] = json.loads(tokenizer.library.to_str())
         texts["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    values = names | config | special | {"torch_dtype": dtype}
+    values = names | chosen.write(model.config) | special | {"torch_dtype": dtype}
     write_folder(Path(path), values, tensors(model, chosen), texts, shard_bytes)
     return chosen.name
 
@@ -99,18 +99,16 @@ def _family(name: Any, place: str) -> Family:
     return FAMILIES[name]
 
 
-def _as(config: LanguageModelConfig, family: Family) -> tuple[Family, dict[str, Any]]:
-    return family, family.write(config)
-
-
-def _fitting(config: LanguageModelConfig) -> tuple[Family, dict[str, Any]]:
+def _fitting(config: LanguageModelConfig) -> Family:
     reasons = []
     for family in FAMILIES.values():
         if family is not NATIVE:
             try:
-                return _as(config, family)
+                family.write(config)
             except InputError as error:
                 reasons.append(str(error))
+            else:
+                return family
     raise InputError(
         f"family: no architecture of transformers holds this model as it is ({'; '.join(reasons)}); "
         f"family={NATIVE.name!r} keeps any model"

@@ -91,6 +91,8 @@ def write_folder(
             write_json(temporary / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
         for name, value in ({CONFIG: config} | texts).items():
             write_json(temporary / name, value)
+        if folder.exists():  # empty; Windows renames over no folder at all
+            folder.rmdir()
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,7 +112,8 @@ def _files(folder: Path) -> dict[Path, list[str] | None]:
                 ".save_pretrained(new_path)"
             )
         raise InputError(f"path: {folder} holds neither {WEIGHTS} nor {INDEX}")
-    places = read_json(folder / INDEX).get("weight_map")
+    index = read_json(folder / INDEX)
+    places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CorruptError(f"{folder / INDEX} has no weight_map of tensors and files: fetch it again")
     files: dict[Path, list[str] | None] = {}

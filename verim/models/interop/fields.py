@@ -93,7 +93,7 @@ class Fields:
         """Warns of fields that are there and that nobody has read."""
         unknown = sorted(set(self._values) - self._known)
         if unknown:
-            warnings.warn(f"{self.place}: {', '.join(unknown)}: not known here, not used", stacklevel=4)
+            warnings.warn(f"{self.place}: {', '.join(unknown)}: not known here, not used", stacklevel=3)
 
     def _given(self, name: str, default: Any) -> Any:
         value = self.any(name, default)

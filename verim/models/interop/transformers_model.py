@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -23,7 +24,7 @@ class VerimConfig(PreTrainedConfig):
     """`model`: a `LanguageModelConfig` as JSON; what others look for in a configuration follows from it."""
 
     model_type = NATIVE.name
-    keys_to_ignore_at_inference = ("state",)
+    keys_to_ignore_at_inference = ["state"]  # noqa: RUF012, as transformers declares it
 
     model: dict[str, Any] | None = None
     vocab_size: int | None = None
@@ -69,9 +70,9 @@ class VerimForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch past_and_length"] | None = None,
+        labels: Int[Tensor, "batch length"] | None = None,
         state: StackState | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
