@@ -1,5 +1,6 @@
 """RNN, GRU, LSTM, minGRU and minLSTM against their published equations, a step at a time."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from verim.errors import InputError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import TensorState
-from verim.nn.mixers import GRUConfig, LSTMConfig, MinGRUConfig, MinLSTMConfig, RNNConfig
+from verim.nn.mixers import GRUConfig, LSTMConfig, MinGRUConfig, MinLSTMConfig, RNNConfig, S4DConfig
 from verim.nn.mixers.minimal import positive
 from verim.ops import force_backend
 from verim.train.optimiser import AdamWConfig
@@ -98,6 +99,23 @@ def test_recurrent_matrices_learn_by_their_fan_in_and_decay() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+def test_a_model_of_all_of_them_survives_json_and_decodes_as_it_reads() -> None:
+    torch.manual_seed(0)
+    mixers = (RNNConfig(), GRUConfig(), LSTMConfig(), MinGRUConfig(kernel=3), MinLSTMConfig(), S4DConfig(state=4))
+    config = LanguageModelConfig(tuple(BlockConfig(mixer) for mixer in mixers), 16, depth=len(mixers), tied=True)
+    assert LanguageModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    model, tokens = LanguageModel(config), torch.randint(0, 256, (2, 12))
+    with torch.no_grad():
+        whole, _ = model(tokens)
+        logits, state = model(tokens[:, :9])
+        steps = [logits]
+        for token in tokens[:, 9:].split(1, dim=1):
+            logits, state = model(token, state)
+            steps.append(logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-5)
+    assert state.bytes() == model.state_bytes(2, 12)
+
+
 MINIMAL = [
     config(expand=1.3, candidate=candidate, kernel=kernel)
     for config in (MinGRUConfig, MinLSTMConfig)
@@ -178,7 +196,9 @@ def test_positive_has_gradients_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [RNNConfig(), GRUConfig(), LSTMConfig(), MinGRUConfig(kernel=4), MinLSTMConfig(kernel=4)], ids=str
+    "config",
+    [RNNConfig(), GRUConfig(), LSTMConfig(), MinGRUConfig(kernel=4), MinLSTMConfig(kernel=4), S4DConfig()],
+    ids=str,
 )
 def test_states_keep_nothing_but_themselves_alive(config: Any) -> None:
     with torch.no_grad():

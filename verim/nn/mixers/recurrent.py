@@ -43,7 +43,7 @@ class Recurrent(Mixer):
         return batch * self.recurrence.hidden_size * self.out.weight.element_size()
 
     def flops(self, length: int) -> tuple[float, float]:
-        """Of the matrices: two and four for each weight; gates are activations, which nobody counts."""
+        """Of the matrices: two and four for each weight; gates are activations, which do not count."""
         weights = sum(weight.numel() for weight in self.parameters() if weight.dim() == 2)
         return 2 * weights, 4 * weights
 

@@ -24,8 +24,8 @@ class S4DConfig:
 
     - `state`: numbers of state a channel: as many real ones, or half as many complex ones, so that Mamba's and both
       of these hold the same number of bytes.
-    - `initial`: where A starts. "lin": A_n = -1/2 + iπn, complex (S4D-Lin, Gu et al. 2022, arXiv 2206.11893, eq. 9);
-      "real": A_n = -(n + 1), real, as Mamba's.
+    - `initial`: where A starts. "lin": A_n = -1/2 + iπn, complex (S4D-Lin of Gu et al. 2022, arXiv 2206.11893); "real":
+      A_n = -(n + 1), real, as Mamba's (S4D-Real).
     - `expand`, `kernel`, `delta_min`, `delta_max`: as Mamba's.
     """
 
@@ -68,10 +68,10 @@ class S4D(Mixer):
 
         h_t = exp(Δ A) h_{t-1} + (exp(Δ A) - 1) / A · B x_t,    y_t = Re Σ_n C_n h_{t,n}
 
-    the zero-order hold of h' = A h + B x, y = C h with a diagonal A (Gu et al. 2022, arXiv 2206.11893, sections 3.1
-    and 3.2); complex modes stand for themselves and their conjugates, and count twice. A = -exp(log_decay) + i
-    frequency, and Δ = exp(log_delta). Weights of complex numbers hold the real and the imaginary part along a last
-    axis. B starts at 1, C at N(0, 1), as there.
+    the zero-order hold of h' = A h + B x, y = C h with a diagonal A (Gu et al. 2022, arXiv 2206.11893). Complex modes
+    stand for themselves and their conjugates, and count twice. A = -exp(log_decay) + i frequency, Δ = exp(log_delta).
+    Weights of complex numbers hold the real and the imaginary part along a last axis. B starts at 1, C at N(0, 1), as
+    in the paper. The state that is kept is h for B = 1 and an input that enters unscaled; C takes up the rest.
     """
 
     def __init__(self, config: S4DConfig, width: int) -> None:
