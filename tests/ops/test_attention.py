@@ -231,6 +231,55 @@ def test_the_reference_has_the_derivatives_of_its_formula_and_is_torchs(causal: 
     torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=1e-12, atol=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    keys=st.integers(1, 70),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    vectors=st.integers(1, 5),
+    window=st.none() | st.integers(1, 80),
+    padded=st.booleans(),
+)
+def test_one_query_and_padding_agree_with_the_reference(
+    batch: int, keys: int, kv_heads: int, group: int, vectors: int, window: int | None, padded: bool
+) -> None:
+    dim = 16 * vectors
+    q = torch.randn(batch, 1, kv_heads * group, dim)
+    room = torch.randn(2, batch, keys + 5, kv_heads, dim)
+    k, v = room[:, :, 3 : keys + 3]  # views of a larger buffer
+    padding = torch.randint(0, keys + 2, (batch,)) if padded else None
+    mask = None if padding is None else torch.arange(keys) >= padding[:, None, None, None]
+    with force_backend("reference"):
+        expected = attention(q.double(), k.double(), v.double(), window=window, bias=mask)
+    torch.testing.assert_close(
+        attention(q, k, v, window=window, padding=padding).double(), expected, rtol=1e-5, atol=1e-6
+    )
+    through_mask = attention(q, k, v, window=window, padding=padding, implementation="kernel")
+    torch.testing.assert_close(through_mask.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_query_keeps_what_is_not_a_number_and_picks_huge_scores() -> None:
+    q, k, v = torch.randn(2, 1, 2, 16), torch.randn(2, 20, 2, 16), torch.randn(2, 20, 2, 16)
+    k[0, 3, 1, 5] = torch.nan
+    found = attention(q, k, v).isnan()
+    assert found[0, 0, 1].all() and not found[0, 0, 0].any() and not found[1].any()
+    k = torch.zeros(1, 20, 1, 16)
+    k[0, 7] = 1e4
+    torch.testing.assert_close(attention(torch.ones(1, 1, 1, 16), k, v[:1, :, :1])[0, 0, 0], v[0, 7, 0])
+
+
+def test_one_query_is_the_same_with_any_number_of_threads() -> None:
+    q, k, v = torch.randn(3, 1, 8, 64), torch.randn(3, 500, 4, 64), torch.randn(3, 500, 4, 64)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results.append(attention(q, k, v))
+    torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("implementation", [*ALGORITHMS, "torch"])
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(length=st.integers(2, 150), at=st.integers(0, 148))
@@ -447,6 +496,8 @@ def test_only_the_gradients_asked_for_come_back() -> None:
         (lambda q, k, v: attention(q, k, v, window=0), "argument window is 0, expected a whole number of at least 1"),
         (lambda q, k, v: attention(q, k, v, dropout=1.0), "argument dropout is 1.0, expected a probability"),
         (lambda q, k, v: attention(q, k, v, dropout=-0.1), "argument dropout is -0.1"),
+        (lambda q, k, v: attention(q, k, v, padding=torch.zeros(2).long()), "argument padding is torch.int64 of shape"),
+        (lambda q, k, v: attention(q, k, v, padding=torch.zeros(1)), "argument padding is torch.float32"),
         (lambda q, k, v: attention(q, k, v, bias=q), r"argument bias has shape .* \(1, 2, 4, 4\)"),
         (lambda q, k, v: attention(q, k, v, bias=torch.zeros(4, 3)), r"argument bias has shape \(4, 3\)"),
         (lambda q, k, v: attention(q, k, v, bias=torch.zeros(4, 4).double()), "argument bias is torch.float64"),

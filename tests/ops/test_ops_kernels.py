@@ -35,11 +35,12 @@ from verim.ops.kernel import KERNELS
 
 @dataclass(frozen=True)
 class Case:
-    """A call of a public op that trains: its tensors, and the kernels that must run forward and backward."""
+    """A call of a public op: its tensors, and the kernels that must run, forward and, if it `trains`, backward."""
 
     op: Callable[..., Tensor]
     tensors: Callable[[], list[Tensor]]
     kernels: tuple[str, ...]
+    trains: bool = True
 
 
 def normal(*shape: int) -> Tensor:
@@ -165,6 +166,12 @@ CASES = {
         )
         for implementation, prefix in (("kernel", ""), ("tiled", "tiled_"))
     },
+    "attention of one query": Case(
+        lambda q, k, v, padding: attention(q, k, v, padding=padding),
+        lambda: [normal(2, 1, 4, 16), normal(2, 9, 2, 16), normal(2, 9, 2, 16), torch.tensor([0, 3])],
+        ("one_query_attention",),
+        trains=False,
+    ),
     "rotary_attention": Case(
         lambda qkv: rotary_attention(qkv, *(turn(torch.arange(36.0).view(9, 4)) for turn in (torch.cos, torch.sin))),
         lambda: [normal(2, 9, 3, 2, 8)],
@@ -175,13 +182,13 @@ each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def leaves(case: Case) -> list[Tensor]:
-    return [t.requires_grad_() if t.is_floating_point() else t for t in case.tensors()]
+    return [t.requires_grad_() if t.is_floating_point() and case.trains else t for t in case.tensors()]
 
 
 def train(op: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
     y = op(*tensors)
     wanted = [t for t in tensors if t.requires_grad]
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), wanted)]
+    return [y.detach(), *(torch.autograd.grad(y.square().sum(), wanted) if wanted else ())]
 
 
 class Calls(TorchDispatchMode):

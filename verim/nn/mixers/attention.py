@@ -112,7 +112,8 @@ class Attention(Mixer):
         state, keys, values = state.append(keys, values)
         # one query sees all that is held: no window needs to be asked for
         window = self.window if length > 1 else 0
-        return ops.attention(queries, keys, values, window=window or None, bias=state.mask(keys.shape[1])), state
+        padding = state.padding(keys.shape[1])
+        return ops.attention(queries, keys, values, window=window or None, padding=padding), state
 
     def state_bytes(self, batch: int, length: int) -> int:
         held = min(length, self.window - 1) if self.window else length

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from verim.nn.state import State
@@ -71,12 +71,9 @@ class AttentionState(State):
         following = torch.arange(self.seen, self.seen + length, device=self.missing.device)
         return following - self.missing[:, None]
 
-    def mask(self, columns: int) -> Bool[Tensor, "batch 1 1 columns"] | None:
-        """Which of the last `columns` columns hold something; None: all."""
-        if self.missing is None:
-            return None
-        column = torch.arange(self.seen - columns, self.seen, device=self.missing.device)
-        return (column >= self.missing[:, None])[:, None, None]
+    def padding(self, columns: int) -> Int[Tensor, "batch"] | None:
+        """How many of the last `columns` columns hold nothing, at the beginning of each row; None: all are in use."""
+        return None if self.missing is None else self.missing - (self.seen - columns)
 
     def append(self, keys: Heads, values: Heads) -> tuple["AttentionState", Heads, Heads]:
         """The next state, and all keys and values that the new positions may see: those held, and the new ones."""

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verim.errors import InputError
 from verim.ops.arguments import check_is_tensor, check_tensor
-from verim.ops.attention import cpu, fused, tiled
+from verim.ops.attention import cpu, fused, one_query, tiled
 from verim.ops.attention.cost import backward_cost, forward_cost
 from verim.ops.attention.dropout import draw_seed
 from verim.ops.attention.reference import attention_reference
@@ -19,6 +19,7 @@ from verim.ops.derivatives import is_recorded, refuse_second_derivative
 from verim.ops.kernel import Kernel
 from verim.ops.precision import HALVES, follow_autocast
 from verim.ops.rotary.reference import rotary_reference
+from verim.ops.vectors import LANES
 
 _NAME, _ROTARY_NAME = "attention", "rotary_attention"
 _TYPES = {device: (*types, torch.float64) for device, types in FLOATS.items()}
@@ -36,6 +37,7 @@ def attention(
     dropout: float = 0.0,
     scale: float | None = None,
     implementation: Implementation = "auto",
+    padding: Int[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, "batch length heads head_dim"]:
     """softmax(scale Q Kᵀ + bias + mask) V for each head (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
 
@@ -54,9 +56,12 @@ def attention(
     - `dropout`: the probability with which a weight is dropped; those that are kept are divided by 1 - dropout. The
       mask follows from one number drawn from torch's default generator (see `verim.ops.attention.dropout`).
     - `scale`: None means 1 / sqrt(head_dim).
+    - `padding` [batch], int64: nobody sees the first so many keys of a sequence. Sequences of different length are
+      aligned at the end so.
     - `implementation`: "kernel" (Numba or Triton), "tiled" (the same algorithm over torch's matrix products, for any
       device and type), "torch" (torch's own fused CPU kernel, which knows neither windows, biases nor dropout), or
-      "auto": "tiled" for float64, "torch" for up to 16 queries on the CPU where it knows the call, else "kernel".
+      "auto": "tiled" for float64, "torch" for up to 16 queries on the CPU where it knows the call, else "kernel"; one
+      float32 query a sequence has a kernel of its own on the CPU, where no bias, dropout or gradient is asked for.
 
     A query that sees no key, because of the bias, the window or fewer keys than queries, gives zeros, and zero
     gradients. All tensors have one floating-point data type and one device. Halves are multiplied and summed in
@@ -75,11 +80,15 @@ def attention(
     tensor([1., 3.])
     """
     q, k, v = follow_autocast(q, k, v, lower=True)
-    _check(q, k, v, dropout, window)
+    _check(q, k, v, dropout, window, padding)
     bias = None if bias is None else _four_axes(bias, q, k)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     seed = draw_seed() if dropout else None
     window = 0 if window is None else min(window, q.shape[1] + k.shape[1])  # a wider one hides nothing
+    if implementation == "auto" and bias is None and not dropout and _is_one_query(q, k, v):
+        return one_query_attention(q, k, v, padding, window, float(scale))
+    if padding is not None:
+        bias = _with_padding(bias, padding, q, k)
     options = bias, bool(causal), window, float(dropout), seed, float(scale)
     if not takes_fast_path(_NAME, q, _TYPES):
         return attention_reference(q, k, v, *options)
@@ -257,7 +266,28 @@ def _fused(
     return torch_attention_forward(q, k, v, causal, scale)[0]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> None:
+def _is_one_query(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernel for one query a sequence takes a call without bias and dropout."""
+    return (
+        q.shape[1] == 1
+        and q.device.type == "cpu"
+        and q.dtype is torch.float32
+        and q.shape[3] % LANES == 0
+        and k.numel() > 0
+        and k.stride(3) == 1
+        and v.stride(3) == 1
+        and not is_recorded(q, k, v)
+        and takes_fast_path(_NAME, q, _TYPES)
+    )
+
+
+def _with_padding(bias: Tensor | None, padding: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """A bias that also hides the first `padding` keys of every sequence."""
+    hidden = torch.arange(k.shape[1], device=k.device) < padding[:, None, None, None]
+    return (q.new_zeros(()) if bias is None else bias).masked_fill(hidden, -torch.inf)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None, padding: Tensor | None = None) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_is_tensor(_NAME, name, tensor)
     if q.dim() != 4 or not q.is_floating_point() or not q.shape[2] * q.shape[3]:
@@ -284,6 +314,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) 
             f"{_NAME}: argument window is {window}, expected a whole number of at least 1 (the position "
             "itself), or None for no window"
         )
+    if padding is not None:
+        check_is_tensor(_NAME, "padding", padding)
+        if padding.dtype is not torch.int64 or padding.shape != (batch,) or padding.device != q.device:
+            raise InputError(
+                f"{_NAME}: argument padding is {padding.dtype} of shape {tuple(padding.shape)} on {padding.device}, "
+                f"expected torch.int64 of shape {(batch,)}, a number of keys for each sequence, on {q.device}"
+            )
 
 
 def _four_axes(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -391,6 +428,12 @@ torch_attention_backward = Kernel(
     " -> (Tensor, Tensor, Tensor)",
     _fake_torch_backward,
     lambda q, k, v, out, logsumexp, dout, causal, scale: _cost_of(backward_cost, q, k, causal),
+)
+one_query_attention = Kernel(
+    one_query.one_query_attention,
+    "(Tensor q, Tensor k, Tensor v, Tensor? padding, SymInt window, float scale) -> Tensor",
+    lambda q, *others: q.new_empty(q.shape),
+    lambda q, k, v, padding, window, scale: _cost_of(forward_cost, q, k, True, window),
 )
 rotary_attention_forward = Kernel(
     cpu.rotary_attention_forward,
