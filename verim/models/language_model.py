@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from verim.models.config import BlockConfig, LanguageModelConfig
 from verim.nn import Layer, Matrix, StackState
+from verim.nn.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class LanguageModel(nn.Module):
         self.embedding_norm = config.norm.build(config.width) if config.embedding_norm else None
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = config.norm.build(config.width)
-        self.head = nn.Linear(config.width, config.vocab, bias=False)
+        self.head = Linear(config.width, config.vocab, bias=False)
         self._initialise()
         if config.tied:
             self.head.weight = self.embedding.weight

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from verim import ops
 from verim.errors import InputError
 from verim.nn.layer import Layer
+from verim.nn.linear import Linear
 from verim.nn.state import State
 
 
@@ -38,8 +39,8 @@ class SwiGLU(FeedForward):
 
     def __init__(self, config: SwiGLUConfig, width: int) -> None:
         super().__init__()
-        self.gate_and_in = nn.Linear(width, 2 * config.hidden, bias=config.bias)
-        self.out = nn.Linear(config.hidden, width, bias=config.bias)
+        self.gate_and_in = Linear(width, 2 * config.hidden, bias=config.bias)
+        self.out = Linear(config.hidden, width, bias=config.bias)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: Any = None
@@ -72,8 +73,8 @@ class GELU(FeedForward):
 
     def __init__(self, config: GELUConfig, width: int) -> None:
         super().__init__()
-        self.into = nn.Linear(width, config.hidden, bias=config.bias)
-        self.out = nn.Linear(config.hidden, width, bias=config.bias)
+        self.into = Linear(width, config.hidden, bias=config.bias)
+        self.out = Linear(config.hidden, width, bias=config.bias)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: Any = None

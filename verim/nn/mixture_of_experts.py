@@ -12,6 +12,7 @@ from verim.errors import InputError
 from verim.nn.auxiliary import add_auxiliary_loss
 from verim.nn.experts import swiglu_experts
 from verim.nn.feed_forward import FeedForward, SwiGLU, SwiGLUConfig, check_hidden
+from verim.nn.linear import Linear
 from verim.nn.linear_stack import LinearStack, Matrix
 from verim.nn.routing import (
     Routing,
@@ -111,7 +112,7 @@ class MixtureOfExperts(FeedForward):
         super().__init__()
         self.config = config
         self.routing: Routing | None = None
-        self.router = nn.Linear(width, config.experts, bias=False)
+        self.router = Linear(width, config.experts, bias=False)
         self.gate_and_in = LinearStack(config.experts, width, 2 * config.hidden)
         self.out = LinearStack(config.experts, config.hidden, width)
         self.shared = SwiGLU(SwiGLUConfig(config.shared * config.hidden), width) if config.shared else None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from verim.errors import InputError
 from verim.nn.feed_forward import FeedForward, matrix_flops
+from verim.nn.linear import Linear
 from verim.nn.state import TensorState
 from verim.nn.token_shift import TokenShift, rising
 
@@ -43,9 +44,9 @@ class RWKV4ChannelMix(FeedForward):
         super().__init__()
         hidden = config.hidden or 4 * width
         self.shift = TokenShift((rising(width) ** (1 - index / depth)).repeat(2, 1))
-        self.receptance = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, hidden, bias=False)
-        self.value = nn.Linear(hidden, width, bias=False)
+        self.receptance = Linear(width, width, bias=False)
+        self.key = Linear(width, hidden, bias=False)
+        self.value = Linear(hidden, width, bias=False)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: ChannelMixState | None = None
@@ -88,8 +89,8 @@ class RWKV7ChannelMix(FeedForward):
         super().__init__()
         hidden = config.hidden or 4 * width
         self.shift = TokenShift(rising(width)[None] ** (1 - index / depth) ** 4)
-        self.key = nn.Linear(width, hidden, bias=False)
-        self.value = nn.Linear(hidden, width, bias=False)
+        self.key = Linear(width, hidden, bias=False)
+        self.value = Linear(hidden, width, bias=False)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: ChannelMixState | None = None

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from verim import ops
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.attention_state import AttentionState
 from verim.nn.mixers.mixer import Mixer
 from verim.ops.attention import cost
@@ -73,8 +74,8 @@ class Attention(Mixer):
                 "number of channels a head (rotary positions pair them): change heads, head_dim or width"
             )
         inner = self.heads * self.head_dim
-        self.qkv = nn.Linear(width, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias)
-        self.out = nn.Linear(inner, width, bias=config.out_bias)
+        self.qkv = Linear(width, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias)
+        self.out = Linear(inner, width, bias=config.out_bias)
         self._rotation = Rotation(frequencies(config, self.head_dim))
 
     def forward(

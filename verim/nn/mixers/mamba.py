@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.ops import causal_conv1d, selective_scan
@@ -67,14 +68,14 @@ class Mamba(Mixer):
         inner = config.expand * width
         rank = config.rank or math.ceil(width / 16)
         self.inner, self.state, self.kernel, self.rank = inner, config.state, config.kernel, rank
-        self.into = nn.Linear(width, 2 * inner, bias=config.bias)
+        self.into = Linear(width, 2 * inner, bias=config.bias)
         self.convolution = nn.Parameter(torch.empty(inner, config.kernel))
         self.convolution_bias = nn.Parameter(torch.zeros(inner)) if config.convolution_bias else None
-        self.select = nn.Linear(inner, rank + 2 * config.state, bias=False)
-        self.delta = nn.Linear(rank, inner)
+        self.select = Linear(inner, rank + 2 * config.state, bias=False)
+        self.delta = Linear(rank, inner)
         self.log_decay = nn.Parameter(torch.arange(1, config.state + 1).float().log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, width, bias=config.bias)
+        self.out = Linear(inner, width, bias=config.bias)
         nn.init.uniform_(self.convolution, -(config.kernel**-0.5), config.kernel**-0.5)
         span = math.log(config.delta_min), math.log(config.delta_max)
         step = torch.exp(torch.empty(inner).uniform_(*span))

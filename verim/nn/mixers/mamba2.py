@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.ops import causal_conv1d, rms_norm, state_space_dual
@@ -92,13 +93,13 @@ class Mamba2(Mixer):
         self.limits = config.delta_least or None, config.delta_most or None
         self.gate_first, self.eps = config.gate_first, config.eps
         mixed = inner + 2 * config.groups * config.state
-        self.into = nn.Linear(width, inner + mixed + self.heads, bias=config.bias)
+        self.into = Linear(width, inner + mixed + self.heads, bias=config.bias)
         self.convolution = nn.Parameter(torch.empty(mixed, config.kernel))
         self.convolution_bias = nn.Parameter(torch.zeros(mixed)) if config.convolution_bias else None
         self.log_decay = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
         self.gain = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, width, bias=config.bias)
+        self.out = Linear(inner, width, bias=config.bias)
         nn.init.uniform_(self.convolution, -(config.kernel**-0.5), config.kernel**-0.5)
         span = math.log(config.delta_min), math.log(config.delta_max)
         step = torch.exp(torch.empty(self.heads).uniform_(*span))

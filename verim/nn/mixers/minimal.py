@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.ops import causal_conv1d, linear_recurrence
@@ -38,8 +39,8 @@ class Minimal(Mixer):
     def __init__(self, width: int, inner: int, maps: int, kernel: int, candidate: Candidate) -> None:
         super().__init__()
         self.width, self.inner, self.kernel, self.candidate = width, inner, kernel, candidate
-        self.into = nn.Linear(width, maps * inner)
-        self.out = nn.Linear(inner, width, bias=False)
+        self.into = Linear(width, maps * inner)
+        self.out = Linear(inner, width, bias=False)
         nn.init.zeros_(self.into.bias)
         if kernel:
             self.convolution = nn.Parameter(torch.empty(width, kernel).uniform_(-(kernel**-0.5), kernel**-0.5))

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 
@@ -30,7 +31,7 @@ class Recurrent(Mixer):
         super().__init__()
         self.recurrence = recurrence
         width, hidden = recurrence.input_size, recurrence.hidden_size
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.out = Linear(hidden, width, bias=False)
         weights = dict(recurrence.named_parameters())
         nn.init.normal_(weights["weight_ih_l0"], std=width**-0.5)
         with torch.no_grad():

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.nn.token_shift import TokenShift, rising
@@ -59,10 +60,10 @@ class RWKV4(Mixer):
         self.shift = TokenShift(torch.stack([channel ** (0.5 * fall), channel**fall, channel**fall + 0.3 * rise]))
         self.log_decay = nn.Parameter(-5 + 8 * (torch.arange(inner) / max(inner - 1, 1)) ** (0.7 + 1.3 * rise))
         self.bonus = nn.Parameter(math.log(0.3) + 0.5 * ((torch.arange(inner) + 1) % 3 - 1))
-        self.receptance = nn.Linear(width, inner, bias=False)
-        self.key = nn.Linear(width, inner, bias=False)
-        self.value = nn.Linear(width, inner, bias=False)
-        self.out = nn.Linear(inner, width, bias=False)
+        self.receptance = Linear(width, inner, bias=False)
+        self.key = Linear(width, inner, bias=False)
+        self.value = Linear(width, inner, bias=False)
+        self.out = Linear(inner, width, bias=False)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: RWKV4State | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.nn.token_shift import TokenShift, rising
@@ -59,8 +60,8 @@ class LowRank(nn.Module):
         self, bias: Float[Tensor, "width"] | None, width: int, rank: int, inside: Callable[..., Tensor]
     ) -> None:
         super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=bias is not None)
+        self.down = Linear(width, rank, bias=False)
+        self.up = Linear(rank, width, bias=bias is not None)
         self.inside = inside
         if bias is not None:
             with torch.no_grad():
@@ -104,9 +105,9 @@ class RWKV7(Mixer):
         zigzag = inside * inside.abs()
         decay = -6 + 6 * across ** (1 + rise**0.3) + 0.5 + 2.5 * zigzag
         rate = -0.19 + 0.3 * zigzag + 0.4 * (across - 0.5)
-        self.receptance = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
+        self.receptance = Linear(width, width, bias=False)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width, bias=False)
         self.decay = LowRank(decay, width, config.decay_rank or _rank(2.5, width), torch.tanh)
         self.rate = LowRank(rate, width, config.rate_rank or _rank(2.5, width), nn.Identity())
         self.gate = LowRank(None, width, config.gate_rank or _rank(5, width), torch.sigmoid)
@@ -114,7 +115,7 @@ class RWKV7(Mixer):
         self.rate_scale = nn.Parameter(torch.full((width,), 1.02))
         self.bonus = nn.Parameter(torch.full((self.heads, self.head_dim), -0.04))
         self.norm = nn.GroupNorm(self.heads, width, eps=_NORM_EPS * self.head_dim)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def forward(
         self, x: Float[Tensor, "batch length width"], state: RWKV7State | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.mixers.time_invariant import Modes, time_invariant_scan
 from verim.nn.state import TensorState
@@ -81,7 +82,7 @@ class S4D(Mixer):
         self.inner, self.state, self.kernel = inner, config.state, config.kernel
         modes = config.state // 2 if self.is_complex else config.state
         parts = (2,) if self.is_complex else ()
-        self.into = nn.Linear(width, 2 * inner, bias=False)
+        self.into = Linear(width, 2 * inner, bias=False)
         self.convolution = nn.Parameter(torch.empty(inner, config.kernel))
         self.convolution_bias = nn.Parameter(torch.zeros(inner))
         self.log_delta = nn.Parameter(
@@ -95,7 +96,7 @@ class S4D(Mixer):
         self.B = nn.Parameter(torch.zeros(inner, modes, *parts))
         self.C = nn.Parameter(torch.randn(inner, modes, *parts))
         self.skip = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=False)
         nn.init.uniform_(self.convolution, -(config.kernel**-0.5), config.kernel**-0.5)
         with torch.no_grad():
             if self.is_complex:
