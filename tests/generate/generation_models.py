@@ -1,16 +1,27 @@
-"""Small models of every architecture, and of mixers that keep their states in other ways, for the tests here."""
+"""Small models of every mixer, and of patterns that keep their states in other ways, for the tests here."""
 
 import torch
 
-from verim.models import ARCHITECTURES, BlockConfig, LanguageModel, LanguageModelConfig, architecture_config
-from verim.nn import SwiGLUConfig
-from verim.nn.mixers import AttentionConfig, MambaConfig
+from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
+from verim.nn import MixtureOfExpertsConfig, RWKV4ChannelMixConfig, RWKV7ChannelMixConfig, SwiGLUConfig
+from verim.nn.mixers import MIXERS, AttentionConfig, MambaConfig
 
 VOCAB = 256
+_SETTINGS = {"attention": {"heads": 2}, "mamba2": {"head_dim": 8}, "rwkv7": {"head_dim": 8}}
+_FEED_FORWARDS = {"rwkv4": RWKV4ChannelMixConfig(24), "rwkv7": RWKV7ChannelMixConfig(24)}
 _WINDOW = BlockConfig(AttentionConfig(heads=2, kv_heads=1, window=5), SwiGLUConfig(24))
-MODELS = {name: architecture_config(name, 16) for name in ARCHITECTURES} | {
-    "window": LanguageModelConfig((_WINDOW,), 16, 2),
-    "hybrid": LanguageModelConfig((BlockConfig(MambaConfig(state=4)), _WINDOW), 16, 4),
+_OF_MIXERS = {
+    name: (BlockConfig(kind(**_SETTINGS.get(name, {})), _FEED_FORWARDS.get(name)),) for name, kind in MIXERS.items()
+}
+_PATTERNS = {
+    "transformer": (BlockConfig(AttentionConfig(heads=1), SwiGLUConfig(40)),),
+    "window": (_WINDOW, _WINDOW),
+    "hybrid": (BlockConfig(MambaConfig(state=4)), _WINDOW),
+    "experts": (BlockConfig(MambaConfig(state=4), MixtureOfExpertsConfig(experts=3, hidden=12)),),
+}
+MODELS = {
+    name: LanguageModelConfig(pattern, width=16, depth=len(pattern) + 1)
+    for name, pattern in (_OF_MIXERS | _PATTERNS).items()
 }
 
 

@@ -37,12 +37,11 @@ def near(model: LanguageModel, noise: float) -> LanguageModel:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_greedy_text_is_that_of_plain_decoding(name: str, penalty: float) -> None:
-    model, prompt = build(name), list(b"In the beginning")
-    sampling = Sampling(temperature=0, max_tokens=30, repetition_penalty=penalty)
+def test_greedy_text_is_that_of_plain_decoding(name: str) -> None:
+    model, prompt = build(name), list(b"In short")
+    sampling = Sampling(temperature=0, max_tokens=18, repetition_penalty=1.2)
     plain = complete(model, [prompt], sampling)[0]
-    for draft, ahead in ((near(model, 0.1), 4), (near(model, 0.1), 1), (model, 7), (build("mamba", 5), 3)):
+    for draft, ahead in ((near(model, 0.1), 4), (build("hybrid", 5), 1), (model, 7)):
         speculation = Speculation(model, draft, prompt, sampling, ahead=ahead)
         assert collect(speculation.events(), 1)[0] == plain
         assert (speculation.acceptance == 1) == (draft is model)
