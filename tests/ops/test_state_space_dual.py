@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import Allocations, assert_agrees
+from agreement import Allocations, assert_agrees, poisoned_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -95,6 +95,27 @@ def test_agrees_with_the_reference(
 ) -> None:
     tensors = inputs(batch, length, heads[0], head_dim, heads[1], state)
     assert_agrees(lambda *t: output_and_state(*t, chunk=chunk), tensors, TOLERANCE)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    length=st.integers(1, 10),
+    heads=st.sampled_from([(1, 1), (6, 2), (4, 4)]),
+    head_dim=st.sampled_from([1, 16, 40, 64, 130]),
+    given_count=st.sampled_from([5, 6, 7]),
+)
+def test_few_positions_without_gradients_agree_too(
+    length: int, heads: tuple[int, int], head_dim: int, given_count: int
+) -> None:
+    """They walk over the states in memory."""
+    tensors = inputs(2, length, heads[0], head_dim, heads[1], 9)[:given_count]
+    with poisoned_memory():
+        y, final = state_space_dual(*tensors, *(None,) * (7 - given_count), return_state=True)
+    with force_backend("reference"):
+        doubles = [tensor.double() for tensor in tensors] + [None] * (7 - given_count)
+        expected, expected_final = state_space_dual(*doubles, return_state=True)
+    for got, exact in ((y, expected), (final, expected_final)):
+        assert (got.double() - exact).norm() <= 1e-6 * exact.norm() + 1e-6
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
