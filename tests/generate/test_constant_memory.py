@@ -18,7 +18,8 @@ from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn.mixers import AttentionConfig, MambaConfig, RWKV4Config
 
 torch.set_num_threads(1)
-mixer = {{"mamba": MambaConfig(), "rwkv4": RWKV4Config(), "window": AttentionConfig(heads=2, window=64)}}[sys.argv[1]]
+window = AttentionConfig(heads=16, head_dim=4, window=64)
+mixer = {{"mamba": MambaConfig(), "rwkv4": RWKV4Config(), "window": window}}[sys.argv[1]]
 model = LanguageModel(LanguageModelConfig((BlockConfig(mixer),), width=32, depth=2))
 engine = Engine(model)
 engine.add([1, 2, 3], Sampling(max_tokens={TOKENS}))
@@ -40,5 +41,6 @@ def test_twenty_thousand_tokens_take_the_memory_of_the_first_thousand(mixer: str
     figures = json.loads(done.stdout)
     assert figures["drawn"] == TOKENS and len(figures["resident"]) == TOKENS // 1000 - 1
     assert len(set(figures["states"])) == 1
-    # what was drawn is kept as a list: 0.8 MB; a cache of two blocks would grow by 10 MB
-    assert max(figures["resident"]) - figures["resident"][1] < 3e6, figures["resident"]
+    # what was drawn is kept as a list, 0.8 MB, and attention has tables of its rotations, 2.5 MB while they are made;
+    # the whole cache of two blocks would take 20 MB
+    assert max(figures["resident"]) - figures["resident"][1] < 6e6, figures["resident"]
