@@ -219,3 +219,10 @@ def test_going_beyond_the_trained_length_warns_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         complete(model, [[1] * 4], Sampling(max_tokens=4))
+
+
+def test_a_window_that_training_never_filled_is_warned_of() -> None:
+    model = build("window")
+    model.config = replace(model.config, context=4)
+    with pytest.warns(UserWarning, match="the window of block 0, 5 positions, is larger than the 4 that the model"):
+        complete(model, [[1]], Sampling(max_tokens=2))

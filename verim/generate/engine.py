@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verim.errors import InputError
 from verim.generate.batch import Decoding, Reading, sampler_of
-from verim.generate.checks import check_prompt, fitting, warn_of_context
+from verim.generate.checks import check_prompt, fitting, warn_of_context, warn_of_windows
 from verim.generate.diagnosis import require_finite
 from verim.generate.request import Event, Request
 from verim.generate.sampler import Sampler
@@ -62,6 +62,7 @@ class Engine:
         self._layers = sum(1 for _ in model.layers())
         self._numbers = 0
         self._warned = False
+        warn_of_windows(model.config)
 
     def add(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """Queues a request; returns the number by which events name it.

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verim.errors import InputError
-from verim.generate.checks import check_prompt, warn_of_context
+from verim.generate.checks import check_prompt, warn_of_context, warn_of_windows
 from verim.generate.diagnosis import require_finite
 from verim.generate.draws import Draws
 from verim.generate.request import Event, Request
@@ -50,6 +50,7 @@ class Speculation:
             raise InputError(f"ahead: got {ahead}, expected at least 1 token to propose")
         check_prompt(prompt, model.config.vocab)
         self._sampling, self._ahead = sampling or Sampling(), ahead
+        warn_of_windows(model.config)
         warn_of_context(model.config, len(prompt), self._sampling.max_tokens)
         self._request = Request(0, prompt, self._sampling, tokenizer)
         self._target, self._draft = _Reader(model.eval()), _Reader(draft.eval())
