@@ -68,10 +68,14 @@ def takes_fast_path(op: str, like: Tensor, types: Mapping[str, tuple[torch.dtype
 @torch.compiler.assume_constant_result
 def _is_reference_forced() -> bool:
     forced = _forced.get()
-    if forced is None:
-        named = os.environ.get("VERIM_BACKEND")
-        forced = "auto" if not named else _checked(named, "environment variable VERIM_BACKEND")
-    return forced == "reference"
+    return (_named() if forced is None else forced) == "reference"
+
+
+@functools.cache
+def _named() -> str:
+    """The environment's choice, read once: to look costs two microseconds, and every op asks."""
+    named = os.environ.get("VERIM_BACKEND")
+    return _checked(named, "environment variable VERIM_BACKEND") if named else "auto"
 
 
 @torch.compiler.assume_constant_result

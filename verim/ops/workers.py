@@ -35,8 +35,12 @@ def run_tasks(
     would depend on the schedule.
     """
     assert scratch_floats % 16 == 0, "scratch is aligned to 64 bytes for every thread"
+    if nanoseconds < _WORTH_A_THREAD or tasks <= 1:  # of one token, say: what stands around it costs as much
+        own = torch.empty(scratch_floats, dtype=torch.float32, device="cpu") if scratch_floats else None
+        kernel(0, tasks, 0 if own is None else own.data_ptr(), *arguments)
+        return
     threads = min(torch.get_num_threads(), tasks, 1 + int(nanoseconds / _WORTH_A_THREAD))
-    scratch = torch.empty(max(threads, 1), scratch_floats, dtype=torch.float32, device="cpu")
+    scratch = torch.empty(threads, scratch_floats, dtype=torch.float32, device="cpu")
     pieces = min(tasks, threads * _RANGES_PER_THREAD)
     if threads > 1:
         if run_in_team(kernel, tasks, threads, pieces, scratch.data_ptr(), 4 * scratch_floats, arguments):

@@ -50,7 +50,7 @@ def lstm_step(mapped: Tensor, turned: Tensor, state: list[Tensor], hidden: int) 
         (GRUConfig(HIDDEN), gru_step),
         (LSTMConfig(HIDDEN), lstm_step),
     ],
-    ids=str,
+    ids=lambda part: getattr(part, "__name__", str(part)),
 )
 def test_recurrent_mixers_equal_their_equations(config: Any, step: Step) -> None:
     torch.manual_seed(0)

@@ -94,7 +94,7 @@ def rwkv7_channel_mix(layer: Any, x: Tensor) -> Tensor:
         (RWKV7Config(head_dim=4, decay_rank=3, rate_rank=2, gate_rank=5), rwkv7_time_mix),
         (RWKV7ChannelMixConfig(hidden=20), rwkv7_channel_mix),
     ],
-    ids=str,
+    ids=lambda part: getattr(part, "__name__", str(part)),
 )
 def test_a_layer_is_its_published_equations(config: Any, equations: Any) -> None:
     layer, x = built(config), torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)

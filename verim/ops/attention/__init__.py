@@ -80,13 +80,14 @@ def attention(
     tensor([1., 3.])
     """
     q, k, v = follow_autocast(q, k, v, lower=True)
+    if implementation == "auto" and bias is None and not dropout and _is_one_query(q, k, v, window, padding):
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        return one_query_attention(q, k, v, padding, min(window or 0, k.shape[1]), float(scale))
     _check(q, k, v, dropout, window, padding)
     bias = None if bias is None else _four_axes(bias, q, k)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     seed = draw_seed() if dropout else None
     window = 0 if window is None else min(window, q.shape[1] + k.shape[1])  # a wider one hides nothing
-    if implementation == "auto" and bias is None and not dropout and _is_one_query(q, k, v):
-        return one_query_attention(q, k, v, padding, window, float(scale))
     if padding is not None:
         bias = _with_padding(bias, padding, q, k)
     options = bias, bool(causal), window, float(dropout), seed, float(scale)
@@ -266,16 +267,27 @@ def _fused(
     return torch_attention_forward(q, k, v, causal, scale)[0]
 
 
-def _is_one_query(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernel for one query a sequence takes a call without bias and dropout."""
+def _is_one_query(q: Tensor, k: Tensor, v: Tensor, window: int | None, padding: Tensor | None) -> bool:
+    """Whether a call without bias and dropout is right in all respects and one for the kernel of one query."""
     return (
-        q.shape[1] == 1
-        and q.device.type == "cpu"
-        and q.dtype is torch.float32
-        and q.shape[3] % LANES == 0
+        isinstance(q, Tensor)
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
+        and q.dim() == k.dim() == 4
+        and q.shape[1] == 1
+        and q.is_cpu
+        and k.is_cpu
+        and v.is_cpu
+        and q.dtype is k.dtype is v.dtype is torch.float32
+        and k.shape == v.shape
         and k.numel() > 0
-        and k.stride(3) == 1
-        and v.stride(3) == 1
+        and q.shape[0] == k.shape[0]
+        and q.shape[3] == k.shape[3]
+        and q.shape[3] % LANES == 0
+        and q.shape[2] % k.shape[2] == 0
+        and k.stride(3) == v.stride(3) == 1
+        and (window is None or (type(window) is int and window > 0))
+        and (padding is None or (padding.dtype is torch.int64 and padding.shape == q.shape[:1] and padding.is_cpu))
         and not is_recorded(q, k, v)
         and takes_fast_path(_NAME, q, _TYPES)
     )
