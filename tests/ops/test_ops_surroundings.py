@@ -27,7 +27,7 @@ def normal(*shape: int) -> Tensor:
 
 
 OPS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
-    "prefix_sum": (lambda x: prefix_sum(x, 0), [normal(400, 400)]),
+    "prefix_sum": (lambda x: prefix_sum(x, 0), [normal(600, 500)]),
     "linear_recurrence": (linear_recurrence, [normal(2, 9, 5).sigmoid(), normal(2, 9, 5)]),
     "wkv": (wkv, [normal(2, 9, 5), normal(2, 9, 5), normal(5).exp(), normal(5)]),
     "selective_scan": (
