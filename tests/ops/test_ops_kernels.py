@@ -102,7 +102,7 @@ CASES = {
     ),
     "prefix_sum": Case(
         functools.partial(prefix_sum, dim=0, exclusive=True),
-        lambda: [normal(2, 300, 300)],
+        lambda: [normal(2, 400, 400)],
         ("prefix_sum_forward", "prefix_sum_forward"),
     ),
     "selective_scan": Case(
