@@ -269,15 +269,10 @@ def _shuffle(lanes: list[int], meaning: str) -> Any:
     return shuffle
 
 
-def _moved(by: int) -> Any:
-    lanes = [lane if lane < by else LANES + lane - by for lane in range(LANES)]
-    return _shuffle(lanes, f"`second` moved up by {by} lanes, `first` in the lanes below.")
-
-
-def _moved_in_halves(by: int) -> Any:
-    half = LANES // 2
-    lanes = [lane if lane % half < by else LANES + lane - by for lane in range(LANES)]
-    return _shuffle(lanes, f"The same in lanes 0 to 7 and in lanes 8 to 15, each on its own, by {by} lanes.")
+def _moved(by: int, among: int = LANES) -> Any:
+    lanes = [lane if lane % among < by else LANES + lane - by for lane in range(LANES)]
+    each = "" if among == LANES else f", in each group of {among} lanes"
+    return _shuffle(lanes, f"`second` moved up by {by} lanes, `first` in the lanes below{each}.")
 
 
 def _last(group: int) -> Any:
@@ -286,7 +281,7 @@ def _last(group: int) -> Any:
 
 
 moved_1, moved_2, moved_4, moved_8 = (_moved(by) for by in (1, 2, 4, 8))
-moved_1_in_halves, moved_2_in_halves, moved_4_in_halves = (_moved_in_halves(by) for by in (1, 2, 4))
+moved_1_in_halves, moved_2_in_halves, moved_4_in_halves = (_moved(by, LANES // 2) for by in (1, 2, 4))
 last_1, last_2, last_4, last_8 = (_last(group) for group in (1, 2, 4, 8))
 lane_7 = _shuffle([LANES // 2 - 1] * LANES, "Lane 7 of `first` in all lanes.")
 halves = _shuffle(

@@ -36,7 +36,8 @@ class AttentionState(State):
         window: int,
         missing: Int[Tensor, "batch"] | None = None,
     ) -> None:
-        self._buffer, self._end, self._window = buffer, end, window
+        self._buffer: _Buffer | Callable[[], _Buffer] | None = buffer  # None once given up for an earlier state
+        self._end, self._window = end, window
         self.seen = seen
         """Positions of the longest row."""
         self.missing = missing
@@ -142,8 +143,7 @@ class AttentionState(State):
             return None
         if buffer.filled == self._end:  # its room is used again, so this state must not be
             buffer.filled = end
-            del self._buffer
-            self._buffer = None  # type: ignore[assignment]
+            self._buffer = None
         return state
 
 

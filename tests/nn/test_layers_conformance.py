@@ -1,4 +1,4 @@
-"""What holds for every mixer; a mixer that is not in CASES fails here."""
+"""What holds for every mixer and every feed-forward layer; one that is not in CASES fails here."""
 
 import dataclasses
 from contextlib import AbstractContextManager
@@ -8,7 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from verim.nn import (
+    FEED_FORWARDS,
+    GELUConfig,
+    Matrix,
+    MixtureOfExpertsConfig,
+    RWKV4ChannelMixConfig,
+    RWKV7ChannelMixConfig,
+    SwiGLUConfig,
+    auxiliary_losses,
+)
 from verim.nn.mixers import (
     MIXERS,
     AttentionConfig,
@@ -18,6 +29,7 @@ from verim.nn.mixers import (
     MambaConfig,
     MinGRUConfig,
     MinLSTMConfig,
+    Mixer,
     RNNConfig,
     RWKV4Config,
     RWKV7Config,
@@ -51,14 +63,32 @@ CASES: dict[type, list[Any]] = {
     MinGRUConfig: [MinGRUConfig(kernel=3), MinGRUConfig(expand=1.4, candidate="linear")],
     MinLSTMConfig: [MinLSTMConfig(kernel=3), MinLSTMConfig(expand=0.7, candidate="linear", forget_bias=-1.0)],
     S4DConfig: [S4DConfig(state=4), S4DConfig(state=3, expand=1, kernel=2, initial="real")],
+    SwiGLUConfig: [SwiGLUConfig(hidden=24), SwiGLUConfig(hidden=7, bias=True)],
+    GELUConfig: [GELUConfig(hidden=24), GELUConfig(hidden=7, bias=True)],
+    MixtureOfExpertsConfig: [
+        MixtureOfExpertsConfig(experts=4, hidden=12, shared=1, capacity_factor=0.4),
+        MixtureOfExpertsConfig(experts=3, hidden=7, active=1, routing="top_of_softmax"),
+        MixtureOfExpertsConfig(experts=4, hidden=9, routing="expert_choice"),
+    ],
+    RWKV4ChannelMixConfig: [RWKV4ChannelMixConfig(), RWKV4ChannelMixConfig(hidden=7)],
+    RWKV7ChannelMixConfig: [RWKV7ChannelMixConfig(), RWKV7ChannelMixConfig(hidden=7)],
 }
 CONFIGS = [config for configs in CASES.values() for config in configs]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
 
 
 def build(config: Any, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """In evaluation mode: training may look at the whole batch (the capacity of experts, expert choice)."""
     torch.manual_seed(seed)
-    return config.build(WIDTH).to(dtype)
+    return config.build(WIDTH).to(dtype).eval()
+
+
+def held(state: Any) -> tuple[Tensor, ...]:
+    return () if state is None else state.tensors()
+
+
+def joined(states: list[Any]) -> Any:
+    return None if states[0] is None else type(states[0]).join(states)
 
 
 def in_float64() -> AbstractContextManager[None]:
@@ -66,8 +96,8 @@ def in_float64() -> AbstractContextManager[None]:
     return force_backend("reference")
 
 
-def test_every_mixer_is_covered() -> None:
-    assert set(CASES) == set(MIXERS.values())
+def test_every_layer_is_covered() -> None:
+    assert set(CASES) == {*MIXERS.values(), *FEED_FORWARDS.values()}
 
 
 @each_config
@@ -75,11 +105,11 @@ def test_every_mixer_is_covered() -> None:
 @given(length=st.integers(1, 23), cut=st.integers(0, 22), batch=st.integers(1, 3))
 def test_future_does_not_reach_the_past(config: Any, length: int, cut: int, batch: int) -> None:
     cut = cut % length
-    mixer, x = build(config), torch.randn(batch, length, WIDTH, dtype=torch.float64)
+    layer, x = build(config), torch.randn(batch, length, WIDTH, dtype=torch.float64)
     changed = x.clone()
     changed[:, cut:] += 1
     with torch.no_grad(), in_float64():
-        before, after = mixer(x)[0], mixer(changed)[0]
+        before, after = layer(x)[0], layer(changed)[0]
     torch.testing.assert_close(before[:, :cut], after[:, :cut], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(before[:, cut], after[:, cut], rtol=1e-9, atol=1e-9)
 
@@ -88,27 +118,27 @@ def test_future_does_not_reach_the_past(config: Any, length: int, cut: int, batc
 @settings(max_examples=15, deadline=None)
 @given(chunks=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_chunks_with_state_equal_the_whole(config: Any, chunks: list[int]) -> None:
-    mixer, x = build(config), torch.randn(2, sum(chunks), WIDTH, dtype=torch.float64)
+    layer, x = build(config), torch.randn(2, sum(chunks), WIDTH, dtype=torch.float64)
     with torch.no_grad(), in_float64():
-        whole, final = mixer(x)
+        whole, final = layer(x)
         parts, state = [], None
         for chunk in x.split(chunks, dim=1):
-            y, state = mixer(chunk, state)
+            y, state = layer(chunk, state)
             parts.append(y)
-        held = zip(state.tensors(), final.tensors(), strict=True)
+        kept = zip(held(state), held(final), strict=True)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-10, atol=1e-12)
-    for one, other in held:
+    for one, other in kept:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @each_config
 def test_decoding_token_by_token_equals_the_whole_in_float32(config: Any) -> None:
-    mixer, x = build(config, dtype=torch.float32), torch.randn(2, 40, WIDTH)
+    layer, x = build(config, dtype=torch.float32), torch.randn(2, 40, WIDTH)
     with torch.no_grad():
-        whole, _ = mixer(x)
+        whole, _ = layer(x)
         state, outputs = None, []
         for token in x.split(1, dim=1):
-            y, state = mixer(token, state)
+            y, state = layer(token, state)
             outputs.append(y)
     torch.testing.assert_close(torch.cat(outputs, dim=1), whole, rtol=1e-4, atol=1e-5)
 
@@ -116,27 +146,25 @@ def test_decoding_token_by_token_equals_the_whole_in_float32(config: Any) -> Non
 @each_config
 @pytest.mark.parametrize("length", [1, 7])
 def test_state_takes_the_bytes_that_are_declared(config: Any, length: int) -> None:
-    mixer = build(config, dtype=torch.float32)
+    layer = build(config, dtype=torch.float32)
     with torch.no_grad():
-        _, state = mixer(torch.randn(3, length, WIDTH))
-    assert state.bytes() == mixer.state_bytes(3, length)
+        _, state = layer(torch.randn(3, length, WIDTH))
+    assert (0 if state is None else state.bytes()) == layer.state_bytes(3, length)
 
 
 @each_config
 def test_rows_join_and_part_as_if_they_were_alone(config: Any) -> None:
     """Sequences of different length, prefilled alone, go on together; some end, some begin, none notices."""
-    mixer = build(config)
+    layer = build(config)
     sequences = [torch.randn(1, length, WIDTH, dtype=torch.float64) for length in (17, 9, 12)]
     with torch.no_grad(), in_float64():
-        alone = [mixer(x)[0][:, -4:] for x in sequences]
-        states = [mixer(x[:, :-4])[1] for x in sequences]
-        kind = type(states[0])
-        state = kind.join(states[:2])
-        one, state = mixer(torch.cat([x[:, -4:-3] for x in sequences[:2]]), state)
-        state = kind.join([state, mixer(sequences[2][:, -4:-3], states[2])[1]])
-        two, state = mixer(torch.cat([x[:, -3:-1] for x in sequences]), state)
-        state = state.take(torch.tensor([2, 1]))
-        three, state = mixer(torch.cat([sequences[2][:, -1:], sequences[1][:, -1:]]), state)
+        alone = [layer(x)[0][:, -4:] for x in sequences]
+        states = [layer(x[:, :-4])[1] for x in sequences]
+        one, state = layer(torch.cat([x[:, -4:-3] for x in sequences[:2]]), joined(states[:2]))
+        state = joined([state, layer(sequences[2][:, -4:-3], states[2])[1]])
+        two, state = layer(torch.cat([x[:, -3:-1] for x in sequences]), state)
+        state = None if state is None else state.take(torch.tensor([2, 1]))
+        three, state = layer(torch.cat([sequences[2][:, -1:], sequences[1][:, -1:]]), state)
     tolerance = {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(one, torch.cat([y[:, :1] for y in alone[:2]]), **tolerance)
     torch.testing.assert_close(two, torch.cat([y[:, 1:3] for y in alone]), **tolerance)
@@ -145,32 +173,32 @@ def test_rows_join_and_part_as_if_they_were_alone(config: Any) -> None:
 
 @each_config
 def test_a_state_that_was_gone_on_from_can_be_gone_on_from_again(config: Any) -> None:
-    mixer, x = build(config), torch.randn(2, 14, WIDTH, dtype=torch.float64)
+    layer, x = build(config), torch.randn(2, 14, WIDTH, dtype=torch.float64)
     other = torch.randn(2, 3, WIDTH, dtype=torch.float64)
     with torch.no_grad(), in_float64():
-        whole = mixer(x)[0]
-        _, state = mixer(x[:, :6])
-        _, state = mixer(x[:, 6:8], state)
-        aside, side = mixer(other, state)
-        first, later = mixer(x[:, 8:11], state)
-        last, _ = mixer(x[:, 11:], later)
-        again, _ = mixer(other, state)
-        mixer(other, side)
-        back = later.earlier(3)
-        assert (back is None) == (len(state.tensors()) == 0 or not hasattr(state, "seen"))
+        whole = layer(x)[0]
+        _, state = layer(x[:, :6])
+        _, state = layer(x[:, 6:8], state)
+        aside, side = layer(other, state)
+        first, later = layer(x[:, 8:11], state)
+        last, _ = layer(x[:, 11:], later)
+        again, _ = layer(other, state)
+        layer(other, side)
+        back = None if later is None else later.earlier(3)
+        assert (back is not None) == hasattr(state, "seen")  # attention keeps what was, the others do not
         if back is not None:
-            torch.testing.assert_close(mixer(other, back)[0], aside, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(layer(other, back)[0], aside, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(torch.cat([first, last], dim=1), whole[:, 8:], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(aside, again, rtol=0, atol=0)
 
 
 @each_config
 def test_gradients_reach_every_weight_and_the_state(config: Any) -> None:
-    mixer = build(config, dtype=torch.float32)
-    _, state = mixer(torch.randn(2, 5, WIDTH))
-    y, _ = mixer(torch.randn(2, 5, WIDTH), state)
+    layer = build(config, dtype=torch.float32)
+    _, state = layer(torch.randn(2, 15, WIDTH))
+    y, _ = layer(torch.randn(2, 15, WIDTH), state)
     y.square().sum().backward()
-    for name, weight in mixer.named_parameters():
+    for name, weight in layer.named_parameters():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
 
 
@@ -180,7 +208,7 @@ def test_gradients_reach_every_weight_and_the_state(config: Any) -> None:
     ids=lambda case: getattr(case, "name", str(case)),
 )
 def test_every_configuration_field_is_read(config: Any, field: dataclasses.Field[Any]) -> None:
-    """Changing the field changes the weights or the output."""
+    """Changing the field changes the weights, or the output or the auxiliary losses of training."""
     value = getattr(config, field.name)
     if isinstance(value, str):
         words = get_args(get_type_hints(type(config))[field.name])
@@ -189,15 +217,24 @@ def test_every_configuration_field_is_read(config: Any, field: dataclasses.Field
         changed = not value if isinstance(value, bool) else value * 2 if value else value + 2
     other = dataclasses.replace(config, **{field.name: changed})
     x = torch.randn(1, 9, WIDTH, dtype=torch.float64)
-    mine, theirs = build(config), build(other)
+    mine, theirs = build(config).train(), build(other).train()
     same_weights = [w.shape for w in mine.parameters()] == [w.shape for w in theirs.parameters()]
-    with in_float64():
-        assert not same_weights or not torch.equal(mine(x)[0], theirs(x)[0])
+    with in_float64(), auxiliary_losses() as losses:
+        same_output = torch.equal(mine(x)[0], theirs(x)[0])
+    half = len(losses) // 2
+    assert not (same_weights and same_output and losses[:half] == losses[half:])
 
 
 @each_config
-def test_flops_are_those_of_the_weights_at_least(config: Any) -> None:
-    mixer = build(config)
-    weights = sum(m.weight.numel() for m in mixer.modules() if isinstance(m, torch.nn.Linear))
-    forward, backward = mixer.flops(64)
-    assert forward > 2 * weights and backward >= 2 * forward * 0.9
+def test_writers_write_and_flops_are_those_of_the_weights_at_least(config: Any) -> None:
+    layer = build(config)
+    weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, Matrix)) - layer.idle_weights()
+    forward, backward = layer.flops(64)
+    assert forward > 2 * weights or (forward == 2 * weights and not isinstance(layer, Mixer))
+    assert backward >= 2 * forward * 0.9
+    with torch.no_grad(), in_float64():
+        for matrix in layer.writers():
+            matrix.weight.zero_()
+            if isinstance(matrix, torch.nn.Linear) and matrix.bias is not None:
+                matrix.bias.zero_()
+        assert not layer(torch.randn(1, 3, WIDTH, dtype=torch.float64))[0].any()
