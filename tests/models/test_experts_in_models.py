@@ -11,7 +11,7 @@ from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import MixtureOfExperts, MixtureOfExpertsConfig, SwiGLUConfig, auxiliary_losses
 from verim.nn.mixers import AttentionConfig, MambaConfig
 from verim.runs import RunDirectory
-from verim.train import AdamWConfig, ByteLanguageModelling, Trainer, TrainerConfig
+from verim.train import AdamWConfig, ByteLanguageModelling, Trainer, TrainerConfig, WarmupStableDecay
 from verim.train.task import next_token_loss
 
 RULES = ("softmax_of_top", "top_of_softmax", "expert_choice")
@@ -46,9 +46,8 @@ def trainer(directory: Path, rule: str, steps: int) -> Trainer:
     torch.manual_seed(0)
     text = source_bytes()[:60_000]
     task = ByteLanguageModelling(text[:-4000], text[-4000:], batch=8, length=32, seed=0, evaluation_bytes=2000)
-    config = TrainerConfig(
-        steps=steps, optimiser=AdamWConfig(learning_rate=0.01), warmup=2, decay=steps // 3, checkpoint_seconds=0.0
-    )
+    schedule = WarmupStableDecay(steps, warmup=2, decay=steps // 3)
+    config = TrainerConfig(AdamWConfig(learning_rate=0.01), schedule, checkpoint_seconds=0.0)
     return Trainer(LanguageModel(hybrid(rule)), task, config, RunDirectory(directory))
 
 
@@ -92,11 +91,11 @@ def test_stacks_start_and_learn_as_the_matrices_they_are() -> None:
 
 def test_the_task_adds_the_auxiliary_losses_of_all_layers_in_training_and_none_in_evaluation(tmp_path: Path) -> None:
     held = trainer(tmp_path, "softmax_of_top", steps=8)
-    batch = held.task.loader.batch(0)  # type: ignore[attr-defined]
+    batch = held.task.batch(0)
     with torch.no_grad(), auxiliary_losses() as losses:
         plain = next_token_loss(held.model, *batch)
     assert len(losses) == 3 and all(loss > 0.01 for loss in losses)
-    torch.testing.assert_close(held.task.loss(held.model, 0).detach(), plain + sum(losses))
+    torch.testing.assert_close(held.task.loss(held.model, batch).detach(), plain + sum(losses))
     assert held.evaluate()["bits_per_byte"] == pytest.approx(8, abs=1e-5)  # the head starts at zero: log2(256)
 
 
@@ -116,8 +115,8 @@ def test_resumed_equals_never_stopped_to_the_bit_with_the_thresholds_of_expert_c
     class StoppedError(Exception):
         pass
 
-    def stop(step: int) -> None:
-        if step == 4:
+    def stop(record: dict[str, float]) -> None:
+        if record["step"] == 4:
             raise StoppedError
 
     whole = trainer(tmp_path / "whole", "expert_choice", steps=8)

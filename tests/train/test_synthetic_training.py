@@ -12,7 +12,7 @@ from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn.auxiliary import add_auxiliary_loss
 from verim.nn.mixers import AttentionConfig
 from verim.runs import RunDirectory
-from verim.train import AdamWConfig, Trainer, TrainerConfig
+from verim.train import AdamWConfig, Trainer, TrainerConfig, WarmupStableDecay
 from verim.train.synthetic_task import SyntheticTraining, accuracy
 
 
@@ -54,7 +54,8 @@ def test_longer_sequences_are_evaluated_by_their_length() -> None:
 
 @pytest.mark.parametrize("task", [InductionHeads(length=10, vocab=7), AssociativeRecall(length=12, pairs=2, vocab=32)])
 def test_loss_is_that_of_the_answers_and_what_layers_add(task: SyntheticTask) -> None:
-    loss = SyntheticTraining(task, 8, 0).loss(Indifferent(task.vocab), step=3)
+    training = SyntheticTraining(task, 8, 0)
+    loss = training.loss(Indifferent(task.vocab), training.batch(step=3))
     assert loss.item() == pytest.approx(10 + math.log(task.vocab))
 
 
@@ -63,7 +64,7 @@ def test_the_trainer_trains_and_evaluates_it(tmp_path: Path) -> None:
     task = Parity(length=4)
     model = LanguageModel(LanguageModelConfig((BlockConfig(AttentionConfig(heads=1)),), 16, 1, task.vocab))
     training = SyntheticTraining(task, batch=4, seed=1, evaluation_rows=70, lengths=(8,))
-    config = TrainerConfig(steps=3, optimiser=AdamWConfig(0.01), warmup=1, decay=1)
+    config = TrainerConfig(AdamWConfig(0.01), WarmupStableDecay(3, warmup=1, decay=1))
     run = RunDirectory(tmp_path)
     with run.writing():
         result = Trainer(model, training, config, run).train({"task": vars(task)})
@@ -82,7 +83,8 @@ def test_batches_follow_from_seed_and_step() -> None:
             return super().forward(tokens)
 
     for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
-        SyntheticTraining(Parity(length=40), 4, seed).loss(Watching(2), step)
+        training = SyntheticTraining(Parity(length=40), 4, seed)
+        training.loss(Watching(2), training.batch(step))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[0], seen[3])

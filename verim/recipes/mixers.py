@@ -172,7 +172,7 @@ def train(trial: Trial, experiment: Experiment) -> dict[str, Any]:
     while step < schedule.steps:
         for group in optimiser.param_groups:
             group["lr"] = group["base_rate"] * schedule(step)
-        loss = training.loss(model, step)
+        loss = training.loss(model, training.batch(step))
         if not math.isfinite(loss.item()):
             diverged = True
             break

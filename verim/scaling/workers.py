@@ -28,6 +28,7 @@ from verim.scaling.ladder import RunSpec
 from verim.scaling.speed import Candidate, measure
 from verim.train import ByteLanguageModelling, Trainer
 from verim.train.rules import EVALUATION_BYTES, recipe
+from verim.train.trainer import Progress
 
 CORPUS_FILE = "corpus.safetensors"
 _DYING_OWNER_SECONDS = 10.0
@@ -135,13 +136,13 @@ def _begin(progress: Any) -> None:
     keep_freed_blocks()
 
 
-def _reporter(run: str, steps: int) -> Callable[[int], None]:
+def _reporter(run: str, steps: int) -> Progress:
     told = time.monotonic()
 
-    def report(step: int) -> None:
+    def report(record: dict[str, float]) -> None:
         nonlocal told
         if _progress is not None and time.monotonic() - told > _PROGRESS_SECONDS:
             told = time.monotonic()
-            _progress.put((run, step / steps))
+            _progress.put((run, record["step"] / steps))
 
     return report

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from verim.train.optimiser import AdamWConfig
+from verim.train.schedule import WarmupStableDecay
 from verim.train.trainer import TrainerConfig
 
 LENGTH = 128
@@ -50,7 +51,5 @@ def recipe(tokens: float, evaluations: int = 1) -> Recipe:
     batch = batch_sequences(tokens)
     steps = max(20, round(tokens / (batch * LENGTH)))
     optimiser = AdamWConfig(learning_rate=0.03)
-    trainer = TrainerConfig(
-        steps, optimiser, warmup=max(1, round(0.02 * steps)), decay=round(0.4 * steps), evaluations=evaluations
-    )
-    return Recipe(batch, LENGTH, trainer)
+    schedule = WarmupStableDecay(steps, warmup=max(1, round(0.02 * steps)), decay=round(0.4 * steps))
+    return Recipe(batch, LENGTH, TrainerConfig(optimiser, schedule, evaluations=evaluations))

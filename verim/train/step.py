@@ -1,7 +1,13 @@
 """One update of a model's weights: what a training run repeats and what a speed measurement times."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+
+from verim.errors import InputError
+from verim.train.task import Batch, Task
 
 
 def update(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
@@ -11,3 +17,42 @@ def update(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, cli
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm
+
+
+def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
+    """The rows of `batch` in `parts` equal parts, in order. Raises `InputError` where they do not divide."""
+    rows = len(batch[0])
+    if rows % parts:
+        raise InputError(f"accumulation: got {parts} parts for a batch of {rows} rows, expected a divisor of {rows}")
+    return zip(*(tensor.split(rows // parts) for tensor in batch), strict=True)
+
+
+def backward(
+    task: Task,
+    model: nn.Module,
+    batch: Batch,
+    parts: int = 1,
+    scale: float = 1.0,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Adds the gradient of `scale` · loss(batch) to the weights', a part of the rows at a time; returns the loss.
+
+        ∇ loss(batch) = Σ_p (weight_p / weight) ∇ loss(batch_p)
+
+    With one part or many the gradient is the same but for rounding, and the activations of one part are held at once.
+    Losses that layers add (a balance of experts) are means over their part, not over the batch. `batch` lies on the
+    CPU; each part goes to `device` when its turn comes.
+    """
+    whole = task.weight(batch)
+    total = torch.zeros((), device=device)
+    for part in parts_of(batch, parts):
+        share = task.weight(part) / whole
+        if share == 0.0:
+            continue  # no target counts: a mean over none has no value
+        part = tuple(tensor.to(device, non_blocking=True) for tensor in part)
+        with autocast():
+            loss = task.loss(model, part)
+        (loss * (scale * share)).backward()
+        total += share * loss.detach()
+    return total

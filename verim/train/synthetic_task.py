@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from verim.data.synthetic import SyntheticTask, correct
-from verim.nn import auxiliary_losses
-from verim.train.task import EVALUATION_BATCH, next_token_loss
+from verim.data.synthetic import IGNORED, SyntheticTask, correct
+from verim.train.task import EVALUATION_BATCH, Batch, Objective, with_auxiliary_losses
 
 
 class SyntheticTraining:
@@ -15,17 +14,26 @@ class SyntheticTraining:
     the same for every seed and at every evaluation; each length of `lengths` is evaluated besides.
     """
 
+    objective = Objective("accuracy", lower_is_better=False)
+
     def __init__(
         self, task: SyntheticTask, batch: int, seed: int, evaluation_rows: int = 512, lengths: tuple[int, ...] = ()
     ) -> None:
-        self.task, self.batch, self.seed = task, batch, seed
+        self.task, self.rows, self.seed = task, batch, seed
         self.evaluation_rows, self.lengths = evaluation_rows, lengths
         self.tokens_per_step = batch * task.length
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
-        with auxiliary_losses() as others:
-            loss = next_token_loss(model, *self.task.batch(self.batch, self.seed, step))
-        return sum(others, loss)
+    def batch(self, step: int) -> Batch:
+        return self.task.batch(self.rows, self.seed, step)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return with_auxiliary_losses(model, batch)
+
+    def weight(self, batch: Batch) -> float:
+        return int((batch[1] != IGNORED).sum())
+
+    def figures(self, loss: float) -> dict[str, float]:
+        return {}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`accuracy`, and `accuracy_at_<length>` for each of `lengths`."""

@@ -1,5 +1,6 @@
 """Tasks: what to learn. The trainer knows a model and a task, and nothing else of either."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,18 +14,50 @@ from verim.nn import auxiliary_losses
 EVALUATION_BATCH = 64
 """Sequences that are evaluated at once."""
 
+Batch = tuple[Tensor, ...]
+"""What a step learns from: tensors whose first dimension is the sequence of the batch, so that it can be parted."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The figure of an evaluation by which models are compared, and which way it is better."""
+
+    figure: str
+    lower_is_better: bool = True
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether `one` is better than `other`."""
+        return one < other if self.lower_is_better else one > other
+
 
 class Task(Protocol):
-    """Batches, a loss, an evaluation."""
+    """Batches, a loss, an evaluation.
+
+    The loss of a batch is a mean over its `weight`, so the loss of a batch is the mean of its parts' losses, each
+    weighed by its part's weight: micro-batches and ranks add up to the gradient of the whole.
+    """
 
     tokens_per_step: int
+    objective: Objective
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
-        """The training loss of step `step`, a scalar to differentiate; the same for the same step."""
+    def batch(self, step: int) -> Batch:
+        """What step `step` learns from, on the CPU; the same for the same step."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of a batch or of a part of its rows, a scalar to differentiate."""
+        ...
+
+    def weight(self, batch: Batch) -> float:
+        """What `loss` is the mean over: how many targets the batch has."""
+        ...
+
+    def figures(self, loss: float) -> dict[str, float]:
+        """The training loss in the task's other units, by name."""
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on held-out data, by name."""
+        """Figures on held-out data, by name; the objective's is among them."""
         ...
 
 
@@ -34,20 +67,37 @@ class ByteLanguageModelling:
     The training loss holds the auxiliary losses of the model's layers too; evaluation is without them.
     """
 
+    objective = Objective("bits_per_byte")
+
     def __init__(self, train: Tensor, held_out: Tensor, batch: int, length: int, seed: int, evaluation_bytes: int):
         self.loader = Loader(train, batch, length, seed)
         self.tokens_per_step = batch * length
         self.evaluation = list(evaluation_batches(held_out, EVALUATION_BATCH, length, evaluation_bytes))
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
-        with auxiliary_losses() as others:
-            loss = next_token_loss(model, *self.loader.batch(step))
-        return sum(others, loss)
+    def batch(self, step: int) -> Batch:
+        return self.loader.batch(step)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return with_auxiliary_losses(model, batch)
+
+    def weight(self, batch: Batch) -> float:
+        return batch[1].numel()
+
+    def figures(self, loss: float) -> dict[str, float]:
+        return {"training_bits_per_byte": bits_per_byte(loss, 1)}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         nats = sum(next_token_loss(model, *batch, reduction="sum").item() for batch in self.evaluation)
         return {"bits_per_byte": bits_per_byte(nats, sum(targets.numel() for _, targets in self.evaluation))}
+
+
+def with_auxiliary_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """The cross-entropy of (inputs, targets) and what the model's layers add to it."""
+    inputs, targets = batch
+    with auxiliary_losses() as others:
+        loss = next_token_loss(model, inputs, targets)
+    return sum(others, loss)
 
 
 def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
