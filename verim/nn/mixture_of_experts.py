@@ -103,6 +103,9 @@ class MixtureOfExperts(FeedForward):
 
     In training every call hands `balance` · balance loss + `z` · z-loss to `auxiliary_losses`. `routing` is what
     happened in the last call, to watch.
+
+    `compute`, `swiglu_experts` with its arguments, may be replaced by what does the same over several processes
+    (`verim.train.parallel`); the router stays here.
     """
 
     thresholds: Tensor
@@ -112,6 +115,7 @@ class MixtureOfExperts(FeedForward):
         super().__init__()
         self.config = config
         self.routing: Routing | None = None
+        self.compute = swiglu_experts
         self.router = Linear(width, config.experts, bias=False)
         self.gate_and_in = LinearStack(config.experts, width, 2 * config.hidden)
         self.out = LinearStack(config.experts, config.hidden, width)
@@ -127,7 +131,7 @@ class MixtureOfExperts(FeedForward):
         with without_autocast(x):  # a small error of the router sends a token elsewhere (Switch, section 2.4)
             logits = nn.functional.linear(*widen(tokens, self.router.weight))
         rows, gates, wanted = self._route(logits, x.shape[1])
-        y = swiglu_experts(tokens, self.gate_and_in.weight, self.out.weight, rows, gates).view_as(x)
+        y = self.compute(tokens, self.gate_and_in.weight, self.out.weight, rows, gates).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)[0]
         self.routing = Routing(logits.detach(), wanted, rows.load, rows.tokens)
