@@ -6,6 +6,7 @@ from typing import Any
 from verim.errors import InputError
 from verim.nn import FEED_FORWARDS, LayerConfig, NormConfig
 from verim.nn.mixers import MIXERS
+from verim.runtime.configurations import built, filled, named
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LanguageModelConfig:
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON; `from_json` reads it back."""
         blocks = [
-            {"mixer": _named(block.mixer, MIXERS), "feed_forward": _named(block.feed_forward, FEED_FORWARDS)}
+            {"mixer": named(block.mixer, MIXERS), "feed_forward": named(block.feed_forward, FEED_FORWARDS)}
             for block in self.pattern
         ]
         return {field.name: getattr(self, field.name) for field in fields(self)} | {
@@ -75,39 +76,13 @@ class LanguageModelConfig:
             raise InputError("pattern: expected a list of blocks in the configuration of a model")
         value["pattern"] = tuple(
             BlockConfig(
-                _built(MIXERS, block.get("mixer"), f"pattern[{index}].mixer"),
+                built(MIXERS, block.get("mixer"), f"pattern[{index}].mixer"),
                 None
                 if block.get("feed_forward") is None
-                else _built(FEED_FORWARDS, block["feed_forward"], f"pattern[{index}].feed_forward"),
+                else built(FEED_FORWARDS, block["feed_forward"], f"pattern[{index}].feed_forward"),
             )
             for index, block in enumerate(value["pattern"])
         )
         if "norm" in value:
-            value["norm"] = _filled(NormConfig, value["norm"], "norm")
-        return _filled(cls, value, "model")
-
-
-def _named(layer: Any, kinds: dict[str, type]) -> dict[str, Any] | None:
-    if layer is None:
-        return None
-    name = next(name for name, kind in kinds.items() if kind is type(layer))
-    return {"kind": name, **asdict(layer)}
-
-
-def _built(kinds: dict[str, type], value: Any, place: str) -> Any:
-    if not isinstance(value, dict) or value.get("kind") not in kinds:
-        got = value.get("kind") if isinstance(value, dict) else value
-        raise InputError(f"{place}.kind: got {got!r}, expected one of {', '.join(kinds)}")
-    return _filled(kinds[value["kind"]], {name: given for name, given in value.items() if name != "kind"}, place)
-
-
-def _filled(kind: type, value: dict[str, Any], place: str) -> Any:
-    """An object of the dataclass `kind`; fields that it does not know, or lacks, are named."""
-    known = {field.name for field in fields(kind)}
-    unknown = [name for name in value if name not in known]
-    if unknown:
-        raise InputError(f"{place}.{unknown[0]}: unknown; expected some of {', '.join(sorted(known))}")
-    try:
-        return kind(**value)
-    except TypeError as error:
-        raise InputError(f"{place}: {error}") from None
+            value["norm"] = filled(NormConfig, value["norm"], "norm")
+        return filled(cls, value, "model")
