@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verim.data import SEPARATOR, Corpus, load_corpus
-from verim.data.corpus import _pieces
+from verim.data.split import pieces
 from verim.errors import InputError
 
 PARAGRAPH = "Line {}: some text that is not the same twice, é.\n"
@@ -110,9 +110,9 @@ def test_a_giant_beside_small_files_is_never_held_out_whole(tmp_path: Path) -> N
 )
 def test_pieces_put_together_are_the_text_and_are_utf8(parts: list[str], largest: int) -> None:
     text = "\n\n".join(parts).encode()
-    pieces = list(_pieces(text, largest))
-    assert b"".join(pieces) == text
-    for piece in pieces:
+    cuts = list(pieces(text, largest))
+    assert b"".join(cuts) == text
+    for piece in cuts:
         assert 0 < len(piece) <= largest
         piece.decode()
 

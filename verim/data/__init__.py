@@ -1,6 +1,26 @@
-"""Text to tokens to batches. Here the bytes of the text are the tokens."""
+"""Text to tokens to batches: in memory, where the bytes of the text are the tokens, or as a data set on the disk."""
 
+from verim.data.build import BuildConfig, build
 from verim.data.corpus import SEPARATOR, VOCABULARY, Corpus, load_corpus
-from verim.data.loader import Loader, evaluation_batches
+from verim.data.dataset import Dataset, Evaluation, Part
+from verim.data.loader import Batch, Loader, document_numbers, evaluation_batches
+from verim.data.manifest import Manifest
+from verim.data.stream import TokenStream
 
-__all__ = ["SEPARATOR", "VOCABULARY", "Corpus", "Loader", "evaluation_batches", "load_corpus"]
+__all__ = [
+    "SEPARATOR",
+    "VOCABULARY",
+    "Batch",
+    "BuildConfig",
+    "Corpus",
+    "Dataset",
+    "Evaluation",
+    "Loader",
+    "Manifest",
+    "Part",
+    "TokenStream",
+    "build",
+    "document_numbers",
+    "evaluation_batches",
+    "load_corpus",
+]

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from verim.data.files import TextFiles, printable, read_standard_library, read_text_files
+from verim.data.split import choose_held_out, cut_note, largest_piece, pieces
 from verim.errors import InputError
 
 VOCABULARY = 256
@@ -23,17 +24,6 @@ VOCABULARY = 256
 
 SEPARATOR = 0
 """The byte after each document: text files hold no NUL."""
-
-_OVERSHOOT = 1.25
-"""The held-out part may exceed its share by this factor; what would exceed it stays in training."""
-
-_SHORTFALL = 0.6
-"""A held-out part below this much of its share is too small: then large documents are cut."""
-
-_LARGE = 0.25
-"""A document above this much of the share would dominate it: held out only where nothing else will do."""
-
-_SMALLEST_PIECE = 512
 
 
 @dataclass(frozen=True)
@@ -88,16 +78,13 @@ def load_corpus(
             "name more text, or leave the path out to take Python's standard library"
         )
     notes: list[str] = []
-    chosen = _choose_held_out(documents, held_out_fraction)
+    share = _size(documents) * held_out_fraction
+    chosen = _choose_held_out(documents, share)
     if chosen is None:
-        whole = len(documents)
-        largest = max(_SMALLEST_PIECE, int(_size(documents) * held_out_fraction / 8))
-        documents = _distinct([piece for text in documents.values() for piece in _pieces(text, largest)])
-        chosen = _choose_held_out(documents, held_out_fraction)
-        notes.append(
-            f"{whole:,} whole documents allow no held-out part near {held_out_fraction:.0%} of the bytes, so "
-            f"those over {largest:,} bytes were cut at paragraphs into documents: {len(documents):,} in all."
-        )
+        whole, largest = len(documents), largest_piece(share)
+        documents = _distinct([piece for text in documents.values() for piece in pieces(text, largest)])
+        chosen = _choose_held_out(documents, _size(documents) * held_out_fraction)
+        notes.append(cut_note(whole, len(documents), largest, held_out_fraction))
     if chosen is None:
         raise InputError(
             f"{name} has {_size(documents):,} bytes of distinct text{_left_out(files)}: too little to hold "
@@ -130,42 +117,11 @@ def _size(documents: dict[str, bytes]) -> int:
     return sum(map(len, documents.values()))
 
 
-def _choose_held_out(documents: dict[str, bytes], fraction: float) -> set[str] | None:
-    """The hashes of the documents to hold out; None where they cannot be near `fraction` of the bytes."""
-    share = _size(documents) * fraction
-    for largest in (share * _LARGE, share * _OVERSHOOT):
-        chosen: set[str] = set()
-        taken = 0
-        for digest in sorted(documents):
-            if taken >= share:
-                break
-            size = len(documents[digest])
-            if size <= largest and taken + size <= share * _OVERSHOOT:
-                chosen.add(digest)
-                taken += size
-        if taken >= share * _SHORTFALL:
-            return chosen
-    return None
-
-
-def _pieces(text: bytes, largest: int) -> Iterator[bytes]:
-    """Cuts `text` into pieces of at most `largest` bytes: after an empty line where there is one in the
-    second half of the piece, else after a line, else between two characters."""
-    begin = 0
-    while len(text) - begin > largest:
-        middle, end = begin + largest // 2, begin + largest
-        for mark in (b"\n\n", b"\n"):
-            found = text.rfind(mark, middle, end)
-            if found >= 0:
-                end = found + len(mark)
-                break
-        else:
-            while text[end] & 0b1100_0000 == 0b1000_0000:  # inside a UTF-8 character
-                end -= 1
-        yield text[begin:end]
-        begin = end
-    if begin < len(text):
-        yield text[begin:]
+def _choose_held_out(documents: dict[str, bytes], share: float) -> set[str] | None:
+    """The hashes of the documents to hold out; None where they cannot be near `share` bytes."""
+    ordered = sorted(documents)
+    chosen = choose_held_out([len(documents[digest]) for digest in ordered], share)
+    return None if chosen is None else {ordered[index] for index in chosen}
 
 
 def _tokens(texts: Iterator[bytes]) -> UInt8[Tensor, " bytes"]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from verim.errors import InputError
 
@@ -58,22 +59,35 @@ def read_text_files(paths: Sequence[str | Path], exclude: Sequence[Path] = ()) -
     Raises `InputError` where a path does not exist, cannot be read, or is neither a file nor a folder.
     """
     files = TextFiles()
+    for found in find_files(paths, exclude):
+        if found.of_a_study:
+            files.skipped["of a study"] += 1
+        else:
+            files.read(found.path, found.named)
+    return files
+
+
+class Found(NamedTuple):
+    """A file that `paths` name, or that lies in a folder of theirs; whether in that of a study."""
+
+    path: Path
+    named: bool
+    of_a_study: bool
+
+
+def find_files(paths: Sequence[str | Path], exclude: Sequence[Path] = ()) -> Iterator[Found]:
+    """The files that `read_text_files` looks at, in its order, and with its errors."""
     visited = {_identity(folder) for folder in exclude if folder.exists()}
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            for found, of_a_study in _walk(path, visited):
-                if of_a_study:
-                    files.skipped["of a study"] += 1
-                else:
-                    files.read(found)
+            yield from (Found(found, False, of_a_study) for found, of_a_study in _walk(path, visited))
         elif path.is_file():
-            files.read(path, named=True)
+            yield Found(path, True, False)
         elif path.exists():
             raise InputError(f"{printable(path)} is neither a file nor a folder: name files or folders of text")
         else:
             raise InputError(f"{printable(path)} does not exist: name files or folders of text")
-    return files
 
 
 def read_standard_library() -> TextFiles:
