@@ -23,3 +23,7 @@ class CorruptError(VerimError):
 
 class SpaceError(VerimError, OSError):
     """No space left where something had to be written."""
+
+
+class RankError(VerimError):
+    """Another process of the same training that is gone or says nothing."""

@@ -281,6 +281,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path
         run.start(CONFIG)
         with file_size_limit(4096), pytest.raises(SpaceError, match="no space left to write"):
             run.save_checkpoint(4, {"weight": torch.zeros(10_000)}, {})
+            run.wait()
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-00000003.safetensors"]
 
 

@@ -39,11 +39,7 @@ class MetricsLog:
         """Adds `record` as one line. A number that JSON lacks (NaN, infinity) is written as null.
 
         Raises `SpaceError` where the disk is full; the file then ends with the line before."""
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
-        line = (json.dumps(plain, allow_nan=False) + "\n").encode()
+        line = (json.dumps(finite(record), allow_nan=False) + "\n").encode()
         try:
             written = os.write(self._file, line)
             if written != len(line):
@@ -67,6 +63,13 @@ class MetricsLog:
     def _cut(self, size: int) -> None:
         os.ftruncate(self._file, size)
         self.bytes = size
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with None for the numbers that JSON lacks (NaN, infinity)."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

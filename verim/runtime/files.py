@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,28 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             message = f"no space left to write {path}: free some space there, or name another place with --out"
             raise SpaceError(error.errno, message) from error
         raise
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Renames the folder `source`, whose files are on the disk, to `target`; a folder that is there is removed.
+
+    A kill at any moment leaves the old or the new folder as `target`, or the old one as `.NAME.old`, from where
+    `recover_folder` brings it back."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(source, target)
+    _flush_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(old: Path) -> None:
+    """Undoes what a kill within `replace_folder` left: `.NAME.old` becomes `NAME` again, if that is not there."""
+    target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+    if target.exists():
+        shutil.rmtree(old)
+    else:
+        os.replace(old, target)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
