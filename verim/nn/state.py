@@ -33,6 +33,14 @@ class State(ABC):
     def earlier(self, positions: int) -> Self | None:
         """The state as it was before the last `positions` positions, or None where it was not kept."""
 
+    def put(self, rows: Int[Tensor, "rows"], part: Self) -> Self:
+        """This state with the rows of these numbers, none twice, taken from `part`: they went on without the others."""
+        whole = type(self).join([self, part])
+        held = len(self.tensors()[0])
+        order = torch.arange(held, device=rows.device)
+        order[rows] = torch.arange(held, held + len(rows), device=rows.device)
+        return whole.take(order)
+
     def bytes(self) -> int:
         """Bytes of the tensors it holds."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
@@ -40,7 +48,10 @@ class State(ABC):
 
 @dataclass(frozen=True)
 class TensorState(State):
-    """Of a recurrent layer: a dataclass whose fields are tensors `[batch, ...]`, the same size at any length."""
+    """Of a recurrent layer: a dataclass whose fields are tensors `[batch, ...]`, the same size at any length.
+
+    A sequence that has seen nothing has a state of zeros.
+    """
 
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))
@@ -51,6 +62,14 @@ class TensorState(State):
     @classmethod
     def join(cls, states: Sequence[Self]) -> Self:
         return cls(*map(torch.cat, zip(*(state.tensors() for state in states), strict=True)))
+
+    def put(self, rows: Int[Tensor, "rows"], part: Self) -> Self:
+        pairs = zip(self.tensors(), part.tensors(), strict=True)
+        return type(self)(*(tensor.index_copy(0, rows, new) for tensor, new in pairs))
+
+    def blank(self, count: int) -> Self:
+        """The state of `count` sequences that have seen nothing."""
+        return type(self)(*(tensor.new_zeros(count, *tensor.shape[1:]) for tensor in self.tensors()))
 
     def earlier(self, positions: int) -> Self | None:
         return self if positions == 0 else None
@@ -72,6 +91,17 @@ class StackState(State):
     def join(cls, states: Sequence["StackState"]) -> "StackState":
         columns = zip(*(state.layers for state in states), strict=True)
         return cls([None if column[0] is None else type(column[0]).join(column) for column in columns])
+
+    def put(self, rows: Int[Tensor, "rows"], part: "StackState") -> "StackState":
+        pairs = zip(self.layers, part.layers, strict=True)
+        return StackState([None if layer is None else layer.put(rows, new) for layer, new in pairs])
+
+    def blank(self, count: int) -> "StackState":
+        """The state of `count` sequences that have seen nothing."""
+        return StackState([None if layer is None else layer.blank(count) for layer in self.layers])
+
+    def bytes(self) -> int:
+        return sum(layer.bytes() for layer in self.layers if layer is not None)
 
     def earlier(self, positions: int) -> "StackState | None":
         layers = [None if layer is None else layer.earlier(positions) for layer in self.layers]

@@ -30,6 +30,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_recurrence",
+    "paged_attention",
     "prefix_sum",
     "rms_norm",
     "rotary",

@@ -1,6 +1,7 @@
 """Causal attention with rotary positions: many heads, grouped keys and values, a sliding window."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from verim.errors import InputError
 from verim.nn.linear import Linear
 from verim.nn.mixers.attention_state import AttentionState
 from verim.nn.mixers.mixer import Mixer
+from verim.nn.mixers.paged_state import PagedState
 from verim.ops.attention import cost
+from verim.ops.derivatives import is_recorded
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,61 @@ class Attention(Mixer):
         window = self.window if length > 1 else 0
         padding = state.padding(keys.shape[1])
         return ops.attention(queries, keys, values, window=window or None, padding=padding), state
+
+    def routed(
+        self, x: Float[Tensor, "rows length width"], state: PagedState | None, positions: Int[Tensor, "rows length"]
+    ) -> tuple[Float[Tensor, "rows length width"], PagedState]:
+        """Attention among the tokens that come to it; distances are those of the whole sequence, by `positions`."""
+        rows, length, _ = x.shape
+        qkv = self.qkv(x).view(rows, length, self.heads + 2 * self.kv_heads, self.head_dim)
+        turned, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        queries, keys = self._turned(turned, positions).split([self.heads, self.kv_heads], dim=2)
+        if state is None:
+            state, mixed = PagedState.begin(lambda: keys, values), ops.attention(queries, keys, values)
+        else:
+            state = state.append(keys, values)
+            if length == 1:
+                mixed = ops.paged_attention(queries, state.pool.keys, state.pool.values, state.table(), state.counts())
+            else:
+                keys, values, padding = state.whole()
+                mixed = ops.attention(queries, keys, values, padding=padding)
+        return self.out(mixed.reshape(rows, length, self.heads * self.head_dim)), state
+
+    def reading(
+        self, x: Float[Tensor, "rows length width"], held: PagedState, positions: Int[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length width"]:
+        """`routed`, with the keys and values that `held` has of all positions up to those of `x`, and none of `x`."""
+        rows, length, _ = x.shape
+        inner = self.heads * self.head_dim
+        bias = None if self.qkv.bias is None else self.qkv.bias[:inner]
+        queries = ops.linear(x, self.qkv.weight[:inner], bias).view(rows, length, self.heads, self.head_dim)
+        queries = self._turned(queries, positions)
+        if length == 1 and not is_recorded(queries):
+            counts = positions[:, 0] + 1
+            mixed = ops.paged_attention(queries, held.pool.keys, held.pool.values, held.table(), counts)
+        else:
+            keys, values, padding = held.whole()
+            columns = torch.arange(keys.shape[1], device=x.device)
+            ends = positions if padding is None else positions + padding[:, None]
+            seen = columns <= ends[:, None, :, None]
+            mixed = ops.attention(queries, keys, values, causal=False, bias=seen, padding=padding)
+        return self.out(mixed.reshape(rows, length, inner))
+
+    def _turned(
+        self, heads: Float[Tensor, "rows length some head_dim"], positions: Int[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length some head_dim"]:
+        """Rotated by `positions`: all of all rows as one long row."""
+        tables = self._rotation.rows(positions.flatten(), int(positions.max()) + 1, heads)
+        return ops.rotary(heads.reshape(1, -1, *heads.shape[2:]), *tables).view(heads.shape)
+
+    def routing_obstacle(self) -> str:
+        return f"window: got {self.window}, expected 0" if self.window else ""
+
+    def reading_flops(self, length: int) -> tuple[float, float]:
+        """Of `reading`, as `flops`: without the products that make keys and values."""
+        forward, backward = self.flops(length)
+        saved = 4 * self.kv_heads * self.head_dim * self.qkv.in_features
+        return forward - saved, backward - 2 * saved
 
     def state_bytes(self, batch: int, length: int) -> int:
         held = min(length, self.window - 1) if self.window else length

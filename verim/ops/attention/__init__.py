@@ -267,6 +267,51 @@ def _fused(
     return torch_attention_forward(q, k, v, causal, scale)[0]
 
 
+def paged_attention(
+    q: Float[Tensor, "batch 1 heads head_dim"],
+    k: Float[Tensor, "pages 16 kv_heads head_dim"],
+    v: Float[Tensor, "pages 16 kv_heads head_dim"],
+    table: Int[Tensor, "batch pages_of_a_sequence"],
+    lengths: Int[Tensor, "batch"],
+    scale: float | None = None,
+) -> Float[Tensor, "batch 1 heads head_dim"]:
+    """`attention` of one query a sequence, whose keys lie in pages: sequences grow without being moved.
+
+    Key i of a sequence is number i mod 16 of page table[i // 16]; it has `lengths` of them, at least one, and the query
+    sees them all (PagedAttention: Kwon et al. 2023, arXiv 2309.06180, section 4.1). The fast version, float32 on the
+    CPU with a head_dim in sixteens and no gradient, reads them where they lie; elsewhere they are gathered first.
+
+    Raises `InputError` (a ValueError) for pages of another size, or a table that does not fit.
+    """
+    if k.dim() != 4 or k.shape[1] != one_query.PAGE or v.shape != k.shape:
+        raise InputError(
+            f"paged_attention: arguments k and v have shapes {tuple(k.shape)} and {tuple(v.shape)}, expected one shape "
+            f"[pages, {one_query.PAGE}, kv_heads, head_dim]"
+        )
+    if table.dim() != 2 or table.dtype is not torch.int64 or lengths.dtype is not torch.int64 or q.shape[1] != 1:
+        raise InputError(
+            f"paged_attention: argument table is {table.dtype} of shape {tuple(table.shape)}, lengths {lengths.dtype},"
+            f" q has {q.shape[1]} queries; expected torch.int64 of two axes, torch.int64, and one query a sequence"
+        )
+    if len(table) != len(q) or lengths.shape != q.shape[:1]:
+        raise InputError(
+            f"paged_attention: got a table of {len(table)} rows and lengths {tuple(lengths.shape)} for {len(q)} queries"
+        )
+    page = k[: len(q)]  # of the shape that the kernel of one query asks for
+    if len(page) == len(q) and _is_one_query(q, page, page, None, None) and is_side_by_side(k, v, table, lengths):
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        return one_query_attention(q, k, v, None, 0, float(scale), table, lengths)
+    keys, values = (tensor[table].flatten(1, 2) for tensor in (k, v))
+    hidden = torch.arange(keys.shape[1], device=k.device) >= lengths[:, None, None, None]
+    mask = q.new_zeros(()).masked_fill(hidden, -torch.inf)
+    return attention(q, keys, values, causal=False, bias=mask, scale=scale)
+
+
+def is_side_by_side(k: Tensor, v: Tensor, table: Tensor, lengths: Tensor) -> bool:
+    """Whether the kernel of one query can read pages and table where they are."""
+    return k.stride(3) == v.stride(3) == 1 and table.is_cpu and lengths.is_cpu
+
+
 def _is_one_query(q: Tensor, k: Tensor, v: Tensor, window: int | None, padding: Tensor | None) -> bool:
     """Whether a call without bias and dropout is right in all respects and one for the kernel of one query."""
     return (
@@ -394,6 +439,20 @@ def _cost_of(part: Callable[..., Cost], q: Tensor, k: Tensor, causal: bool, wind
     return part(batch, length, k.shape[1], heads, dim, causal, q.element_size(), k.shape[2], window)
 
 
+def _one_query_cost(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    window: int,
+    scale: float,
+    table: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Cost:
+    keys = k.shape[1] if table is None else table.shape[1] * one_query.PAGE
+    return forward_cost(q.shape[0], 1, keys, q.shape[2], q.shape[3], True, q.element_size(), k.shape[2], window)
+
+
 _FORWARD = (
     "(Tensor q, Tensor k, Tensor v, Tensor? bias, bool causal, SymInt window, float dropout, Tensor? seed, float scale)"
     " -> (Tensor, Tensor)"
@@ -443,9 +502,10 @@ torch_attention_backward = Kernel(
 )
 one_query_attention = Kernel(
     one_query.one_query_attention,
-    "(Tensor q, Tensor k, Tensor v, Tensor? padding, SymInt window, float scale) -> Tensor",
+    "(Tensor q, Tensor k, Tensor v, Tensor? padding, SymInt window, float scale, Tensor? table=None,"
+    " Tensor? lengths=None) -> Tensor",
     lambda q, *others: q.new_empty(q.shape),
-    lambda q, k, v, padding, window, scale: _cost_of(forward_cost, q, k, True, window),
+    _one_query_cost,
 )
 rotary_attention_forward = Kernel(
     cpu.rotary_attention_forward,

@@ -2,6 +2,7 @@
 
 A task is one key/value head of one sequence. The scores of 16 keys at a time are added up lane by lane and turned
 into one vector; their softmax stands in scratch; then the values are added up, one vector of channels after the other.
+Keys and values of a sequence lie one behind the other, or in pages of 16 that a table names.
 """
 
 import numpy as np
@@ -34,9 +35,24 @@ _NANOSECONDS = 0.15  # to read a number of a key or a value
 _AHEAD = 8  # keys: rows of other heads lie in between
 
 
-def one_query_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, window: int, scale: float) -> Tensor:
+PAGE = LANES
+"""Keys a page."""
+
+
+def one_query_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    window: int,
+    scale: float,
+    table: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
     """softmax(scale q Kᵀ) V for q [batch, 1, heads, head_dim]; the first `padding` keys of a sequence are not seen.
 
+    With `table` [batch, pages of a sequence] k and v are pages [pages, 16, kv_heads, head_dim]: key i of a sequence is
+    number i mod 16 of page table[i / 16], and a sequence has `lengths` of them; there is no window and no padding.
     Float32, head_dim a multiple of 16, channels side by side, at least one key. Unchecked.
     """
     batch, _, heads, dim = q.shape
@@ -44,8 +60,14 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None,
     q = q.contiguous()
     padding = None if padding is None else padding.contiguous()
     out = torch.empty(batch, 1, heads, dim, dtype=torch.float32, device="cpu")
+    pages = 0
+    if table is not None and lengths is not None:
+        table, lengths = table.contiguous(), lengths.contiguous()
+        pages = table.shape[1]
+        keys = pages * PAGE
     arguments: tuple[int | float, ...] = (keys, kv_heads, heads // kv_heads, dim // LANES, window, scale)
     arguments += (address_of(padding), q.data_ptr(), *_places(k), *_places(v), out.data_ptr())
+    arguments += (address_of(table), address_of(lengths), pages)
     scratch = LANES * LANES + (keys + LANES) // LANES * LANES
     work = _NANOSECONDS * 2 * batch * keys * heads * dim
     run_tasks(_one_query, batch * kv_heads, work, scratch, arguments)
@@ -80,8 +102,11 @@ def _one_query(
     v_key: int,
     v_head: int,
     out: int,
+    table: int,
+    lengths: int,
+    pages: int,
 ) -> None:
-    """Compiled. Tensors are addresses, 0 for None; steps are in bytes."""
+    """Compiled. Tensors are addresses, 0 for None; steps are in bytes. With a table a "batch" step is one of a page."""
     scores = scratch + LANES * ROW
     hidden = full(np.float32(-np.inf))
     for task in range(first, last):
@@ -92,8 +117,15 @@ def _one_query(
         if window > 0:
             start = max(start, keys - window)
         count = keys - start
-        k_first = k + batch * k_batch + start * k_key + head * k_head
-        v_first = v + batch * v_batch + start * v_key + head * v_head
+        k_first = k + head * k_head
+        v_first = v + head * v_head
+        first_page = 0
+        if table != 0:
+            count = load_integer(lengths + 8 * batch)
+            first_page = table + 8 * batch * pages
+        else:
+            k_first += batch * k_batch + start * k_key
+            v_first += batch * v_batch + start * v_key
         for member in range(group):
             place = ((batch * kv_heads + head) * group + member) * vectors * ROW
             query, target = q + place, out + place
@@ -105,6 +137,8 @@ def _one_query(
             for begin in range(0, count, LANES):
                 members = min(count - begin, LANES)
                 key = k_first + begin * k_key
+                if table != 0:
+                    key = k_first + load_integer(first_page + begin // LANES * 8) * k_batch
                 for i in range(members):
                     total = multiply(load(query), load(key))
                     for c in range(1, vectors):
@@ -129,11 +163,16 @@ def _one_query(
             for c in range(vectors):
                 even = odd = full(np.float32(0))
                 value = v_first + c * ROW
-                for pair in range(count // 2):
-                    prefetch(value + _AHEAD * v_key)
-                    even = multiply_add(broadcast(scores + 2 * pair * BYTES), load(value), even)
-                    odd = multiply_add(broadcast(scores + (2 * pair + 1) * BYTES), load(value + v_key), odd)
-                    value += 2 * v_key
+                for begin in range(0, count, LANES):
+                    if table != 0:
+                        value = v_first + load_integer(first_page + begin // LANES * 8) * v_batch + c * ROW
+                    score_place = scores + begin * BYTES
+                    for _ in range(min(count - begin, LANES) // 2):
+                        prefetch(value + _AHEAD * v_key)
+                        even = multiply_add(broadcast(score_place), load(value), even)
+                        odd = multiply_add(broadcast(score_place + BYTES), load(value + v_key), odd)
+                        value += 2 * v_key
+                        score_place += 2 * BYTES
                 if count % 2 == 1:
                     even = multiply_add(broadcast(scores + (count - 1) * BYTES), load(value), even)
                 store(target + c * ROW, multiply(add(even, odd), inverse))
