@@ -1,6 +1,6 @@
 """The kernels: pure functions of tensors, each a folder with its definition, fast versions and cost."""
 
-from verim.ops.attention import attention, rotary_attention
+from verim.ops.attention import attention, paged_attention, rotary_attention
 from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
