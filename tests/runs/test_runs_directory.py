@@ -279,9 +279,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path
     train(run, 3)
     with run.writing():
         run.start(CONFIG)
-        with file_size_limit(4096), pytest.raises(SpaceError, match="no space left to write"):
+        with file_size_limit(4096):
             run.save_checkpoint(4, {"weight": torch.zeros(10_000)}, {})
-            run.wait()
+            with pytest.raises(SpaceError, match="no space left to write"):
+                run.wait()
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-00000003.safetensors"]
 
 
