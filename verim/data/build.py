@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from verim.data.stream import token_type
 from verim.errors import BusyError, InputError, SpaceError
 from verim.runtime.files import is_full
 
-_ENCODED_BYTES = 1 << 22
+_ENCODED_BYTES = 1 << 20
 """Text that is encoded at once."""
 
 Watcher = Callable[[str, int, int], None]
@@ -91,8 +91,8 @@ def build(
     out = Path(out)
     if not paths:
         raise InputError("paths: got none, expected files or folders of text")
-    with _beside(out) as folder:
-        reader, spool = DocumentReader(config.field, config.skip_invalid), Spool(folder / "spool")
+    with _beside(out) as folder, Spool(folder / "spool") as spool:
+        reader = DocumentReader(config.field, config.skip_invalid)
         _read(paths, out, reader, spool, folder, watcher)
         duplicates = spool.index()
         near = 0
@@ -128,7 +128,6 @@ def build(
             notes=(*notes, *more),
             settings=asdict(config),
         )
-        spool.remove()
         manifest.save(folder)
     return manifest
 
@@ -211,16 +210,20 @@ def _write(
 ) -> tuple[bool, dict[str, tuple]]:
     """The shards by part; and whether every document's tokens say its bytes exactly."""
     kind, done, total = token_type(encoder.vocab), 0, int(spool.sizes.sum())
-    writers = [PartWriter(folder, part, kind, encoder.separator, config.shard_tokens) for part in PARTS]
     token_bytes, exact = encoder.token_bytes, True
-    for numbers in _by_size(spool.sizes):
-        texts = list(spool.texts(numbers))
-        for number, text, tokens in zip(numbers, texts, encoder.encode(texts), strict=True):
-            exact = exact and int(token_bytes[tokens].sum()) == len(text)
-            writers[int(held_out[number])].add(tokens, len(text))
-            done += len(text)
-        watcher("writing tokens", done, total)
-    return exact, {part: writer.finish() for part, writer in zip(PARTS, writers, strict=True)}
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(PartWriter(folder, part, kind, encoder.separator, config.shard_tokens))
+            for part in PARTS
+        ]
+        for numbers in _by_size(spool.sizes):
+            texts = list(spool.texts(numbers))
+            for number, text, tokens in zip(numbers, texts, encoder.encode(texts), strict=True):
+                exact = exact and int(token_bytes[tokens].sum()) == len(text)
+                writers[int(held_out[number])].add(tokens, len(text))
+                done += len(text)
+            watcher("writing tokens", done, total)
+        return exact, {part: writer.finish() for part, writer in zip(PARTS, writers, strict=True)}
 
 
 def _by_size(sizes: np.ndarray) -> Iterator[np.ndarray]:

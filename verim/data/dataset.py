@@ -95,7 +95,10 @@ class Dataset:
         """Batches that predict held-out tokens, each once: all, or about `limit` of them, spread evenly.
 
         Where `token_bytes` are known, windows are spread (see `evaluation_batches`), else whole documents.
+        Raises `InputError` where nothing is held out.
         """
+        if not self.held_out.documents:
+            raise InputError(f"{self.path} has nothing held out: build it with --held-out above 0")
         if self.token_bytes is not None:
             batches = tuple(evaluation_batches(self.held_out, batch, length, limit, self.separator))
             counted = sum(int(self.token_bytes[targets].sum()) for _, targets in batches)

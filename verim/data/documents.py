@@ -19,7 +19,7 @@ from verim.data.files import Found, printable
 from verim.data.split import cut
 from verim.errors import InputError
 
-LARGEST_DOCUMENT = 1 << 22
+LARGEST_DOCUMENT = 1 << 20
 """A text file above so many bytes is cut at paragraphs into documents, so that it never lies in memory whole."""
 
 _PARQUET_ROWS = 256

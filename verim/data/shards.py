@@ -26,6 +26,13 @@ class PartWriter:
         self._done: list[Shard] = []
         self._open: _OpenShard | None = None
 
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.close_files()
+
     def add(self, tokens: np.ndarray, size: int) -> None:
         """A document of `size` bytes of text."""
         if self._open is None:
@@ -64,9 +71,13 @@ class _OpenShard:
     def close(self) -> Shard:
         for file in self._files:
             _flush(file)
-            file.close()
+        self.close_files()
         digests = (digest.hexdigest() for digest in self._hashes)
         return Shard(self.name, self.tokens, self.documents, self.bytes, *digests)
+
+    def close_files(self) -> None:
+        for file in self._files:
+            file.close()
 
 
 def _flush(file: IO[bytes]) -> None:

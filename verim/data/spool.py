@@ -22,6 +22,14 @@ class Spool:
         self.sizes = np.empty(0, np.int64)
         self.digests = np.empty((0, 32), np.uint8)
 
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Deletes the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
     def __len__(self) -> int:
         return len(self.sizes)
 
@@ -79,11 +87,6 @@ class Spool:
         for numbers in np.array_split(self.by_digest(), len(self) // _BUFFER + 1):
             digest.update(self.digests[numbers].tobytes().hex().encode())
         return digest.hexdigest()
-
-    def remove(self) -> None:
-        """Closes and deletes the file."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def _keep_distinct(self) -> int:
         if not len(self):
