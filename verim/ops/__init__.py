@@ -1,5 +1,6 @@
 """The kernels: pure functions of tensors, each a folder with its definition, fast versions and cost."""
 
+from verim.ops.adamw import adamw, gradient_norm
 from verim.ops.attention import attention, paged_attention, rotary_attention
 from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
@@ -19,6 +20,7 @@ from verim.ops.wkv import wkv
 from verim.ops.wkv7 import wkv7
 
 __all__ = [
+    "adamw",
     "associative_scan",
     "attention",
     "causal_conv1d",
@@ -27,6 +29,7 @@ __all__ = [
     "distributed_selective_scan",
     "distributed_wkv",
     "force_backend",
+    "gradient_norm",
     "linear",
     "linear_cross_entropy",
     "linear_recurrence",

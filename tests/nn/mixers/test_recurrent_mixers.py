@@ -14,7 +14,7 @@ from verim.nn import TensorState
 from verim.nn.mixers import GRUConfig, LSTMConfig, MinGRUConfig, MinLSTMConfig, RNNConfig, S4DConfig
 from verim.nn.mixers.minimal import positive
 from verim.ops import force_backend
-from verim.train.optimiser import AdamWConfig
+from verim.train import AdamWConfig
 
 WIDTH, HIDDEN = 10, 7
 Step = Callable[[Tensor, Tensor, list[Tensor], int], list[Tensor]]
