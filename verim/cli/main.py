@@ -22,8 +22,12 @@ from verim.errors import VerimError
 
 VERBS = {
     "study": "from a folder of text to a trained model: measure, plan, train, prove",
+    "train": "a language model on your data, within the time that you have",
+    "data": "text to a data set: duplicates out, tokenizer trained, shards to train from",
     "generate": "a model goes on with your text: a run's, a downloaded one's",
+    "anatomy": "where every second, byte and FLOP of a training step goes",
     "doctor": "what this machine has, and what is missing for what",
+    "launch": "the command that starts a training on many ranks: torchrun, SLURM, Ray",
     "bench": "the kernels beside other software, and beside what the machine can do",
 }
 

@@ -58,7 +58,7 @@ def test_impossible_fields(fields: dict[str, Any], message: str) -> None:
             (2, 2, 4),
             "tensor: got 2 for SwiGLU with hidden = 7; expected one of 1, 7",
         ),
-        (ParallelConfig(pipeline=4), model(), (4, 8, 12), "pipeline: got 4 stages for 6 blocks; expected one of 1, 2"),
+        (ParallelConfig(pipeline=8), model(), (8, 8, 12), "pipeline: got 8 stages for 6 blocks; expected at most 6"),
         (ParallelConfig(data=2), model(), (4, 8, 12), "data 2: 2 ranks, but 4 were given; set data to 4"),
         (ParallelConfig(shard=2), model(), (4, 8, 12), "set data to 2, or shard to 4, or start 2 processes"),
         (ParallelConfig(tensor=4), model(), (2, 8, 12), "tensor 4: 4 ranks, but 2 were given; choose dimensions"),

@@ -27,7 +27,8 @@ def recompute(blocks: Iterable[nn.Module], what: str, every: int = 1) -> None:
 
     - "full": it keeps its input alone.
     - "selective": and the results of matrix products and of kernels along the sequence (attention, scans). The rest
-      (norms, activations, rotations, convolutions, copies) is quick to compute and makes most of the bytes.
+      (norms, activations, rotations, convolutions, copies) is quick to compute and makes most of the bytes. torch's
+      own recurrences change their products in place: a block with an RNN, GRU or LSTM keeps its input alone.
 
     Gradients are the same to the bit; auxiliary losses count once, and buffers change once.
     """
@@ -35,7 +36,8 @@ def recompute(blocks: Iterable[nn.Module], what: str, every: int = 1) -> None:
         raise InputError(f"activation_checkpointing: got {what!r}, expected 'selective' or 'full'")
     for index, block in enumerate(blocks):
         if index % every == 0:
-            block.forward = _Recomputed(block, block.forward, what == "selective")
+            selective = what == "selective" and not any(isinstance(part, nn.RNNBase) for part in block.modules())
+            block.forward = _Recomputed(block, block.forward, selective)
 
 
 class _Recomputed:

@@ -78,8 +78,7 @@ class ParallelConfig:
     def check(self, model: LanguageModelConfig, ranks: int, batch: int, length: int) -> None:
         """Raises `InputError`, naming the field and what it can be, where `model` with batches of `batch` sequences of
         `length` cannot be trained so on `ranks` processes."""
-        if self.ranks != ranks:
-            raise InputError(self._product(ranks))
+        self.check_ranks(ranks)
         if batch % self.rows:
             parts = " · ".join(name for name in ("data", "expert", "shard") if getattr(self, name) > 1)
             raise InputError(
@@ -90,11 +89,13 @@ class ParallelConfig:
                 f"micro_batches: got {self.micro_batches} for {batch // self.rows} sequences a rank; "
                 f"{_expected(batch // self.rows)}"
             )
-        if model.depth % self.pipeline:
+        if self.pipeline > model.blocks:
             raise InputError(
-                f"pipeline: got {self.pipeline} stages for {model.depth} blocks; {_expected(model.depth)}, or another "
-                "depth"
+                f"pipeline: got {self.pipeline} stages for {model.blocks} blocks; expected at most {model.blocks}, or "
+                "a deeper model"
             )
+        if model.recursion is not None:
+            self._check_recursion(model.recursion.routing is not None)
         if length % self.context:
             raise InputError(
                 f"context: got {self.context} for sequences of {length}; {_expected(length)}, or another length"
@@ -109,6 +110,11 @@ class ParallelConfig:
             self._check_layer(layer, model.width)
         if self.expert > 1 and not any(isinstance(layer, MixtureOfExpertsConfig) for layer in layers):
             raise InputError(f"expert: got {self.expert} for a model without experts; expected 1, or use data")
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises `InputError` where it takes another number of processes than `ranks`."""
+        if self.ranks != ranks:
+            raise InputError(self._product(ranks))
 
     def _check_layer(self, layer: Any, width: int) -> None:
         kind = type(layer).__name__.removesuffix("Config")
@@ -126,6 +132,21 @@ class ParallelConfig:
             )
         if isinstance(layer, MixtureOfExpertsConfig) and layer.experts % self.expert:
             raise InputError(f"expert: got {self.expert} for {layer.experts} experts; {_expected(layer.experts)}")
+
+    def _check_recursion(self, routed: bool) -> None:
+        """Routed tokens go past a block's forward pass, where weights are gathered, exchanged and computed again."""
+        refused = {"pipeline": self.pipeline > 1}
+        if routed:
+            refused |= {
+                "tensor": self.tensor > 1,
+                "shard": self.shard > 1 and self.zero > 1,
+                "activation_checkpointing": self.activation_checkpointing != "none",
+            }
+        for name, asked in refused.items():
+            if asked:
+                other = "1, or zero 1" if name == "shard" else "'none'" if name.startswith("act") else "1"
+                kind = "routed recursion" if routed else "recursion"
+                raise InputError(f"{name}: got {getattr(self, name)!r} for a model with {kind}; expected {other}")
 
     def _product(self, ranks: int) -> str:
         """What to say where the dimensions do not give `ranks`."""

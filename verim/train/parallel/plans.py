@@ -67,7 +67,6 @@ class Plan:
     totals: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
-    experts: bool = False
     norm_over_ranks: bool = False
 
 
@@ -192,7 +191,6 @@ def _experts(layer: MixtureOfExperts) -> Plan:
     return Plan(
         {"gate_and_in.weight": Cut(1, (hidden, hidden)), "out.weight": Cut(2, (hidden,))},
         layers=() if layer.shared is None else ("shared",),
-        experts=True,
     )
 
 

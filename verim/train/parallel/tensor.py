@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 from verim.errors import InputError
 from verim.models import LanguageModel
 from verim.models.language_model import Block
+from verim.nn import MixtureOfExperts
 from verim.nn.experts import swiglu_experts
 from verim.train.parallel import collectives
 from verim.train.parallel.plans import PLANS, WHOLE, Cut, Plan
@@ -108,7 +109,7 @@ def _exchange(layer: Any, plan: Plan, group: ProcessGroup, by_positions: bool) -
     if by_positions and not at_its_ends:  # all ranks do the same with all positions
         _before(layer, collectives.gather_positions, group)
         _after(layer, collectives.slice_positions, group)
-    if plan.experts:
+    if isinstance(layer, MixtureOfExperts):
         layer.compute = partial(_experts_over_ranks, group)
     if plan.norm_over_ranks:
         layer._norm = partial(_norm_over_ranks, layer, group)
