@@ -35,6 +35,14 @@ class Call:
     end: Any
 
 
+Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def run_it(operator: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """What the operator computes."""
+    return operator(*arguments, **keywords)
+
+
 class Observer(TorchDispatchMode):
     """Sees every op while it is entered. Storages are followed whether ops are timed or not."""
 
@@ -46,7 +54,7 @@ class Observer(TorchDispatchMode):
         parts: Parts,
         attribution: Attribution,
         storages: Storages,
-        run: Callable[..., Any] = lambda operator, arguments, keywords: operator(*arguments, **keywords),
+        run: Run = run_it,
     ) -> None:
         super().__init__()
         self._clock, self._parts, self._attribution, self._storages = clock, parts, attribution, storages
@@ -74,7 +82,7 @@ class Observer(TorchDispatchMode):
         self.calls.append(
             Call(name, part, module, data_type(given, result), shape, cost, recomputed, began, begin, end)
         )
-        self._follow(name, part, module, recomputed, tensors, result, temporary_bytes(operator, arguments, result))
+        self._follow(name, part, module, recomputed, tensors, result, temporary_bytes(operator, arguments))
         return result
 
     def _follow(

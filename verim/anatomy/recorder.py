@@ -1,28 +1,22 @@
 """`record`: a context around any training code that keeps the ledger of its steps."""
 
 import itertools
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from verim.anatomy.allocations import AllocatorPeak, allocator_peak, process_peak_bytes
 from verim.anatomy.assembly import Observed, assemble
-from verim.anatomy.attribution import Attribution, module_of_weights, named_models
 from verim.anatomy.ceilings import Ceilings
 from verim.anatomy.clock import clock_for
 from verim.anatomy.detect import detecting
 from verim.anatomy.ledger import Record
-from verim.anatomy.observer import BEFORE_BACKWARD, Observer
-from verim.anatomy.parts import Parts
-from verim.anatomy.storages import Storages, hold_model, hold_optimiser
+from verim.anatomy.one_step import Kind, Step
 from verim.errors import InputError
 from verim.runtime.phases import Phase, listen, stop_listening
 
-Kind = Literal["ops", "parts", "unrecorded", "allocator"]
 _BEGINNERS = frozenset({"data", "copy", "forward", "loss"})  # what a step can begin with
 
 
@@ -66,7 +60,7 @@ class Recording:
         weights = [weight for model in models for weight in model.parameters()]
         self._device = weights[0].device if weights else torch.device("cpu")
         self._clock = clock_for(self._device)
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._optimisers: dict[int, torch.optim.Optimizer] = {}
         self._has_stepped = self._is_marked = False
         self._observed = Observed()
@@ -130,7 +124,7 @@ class Recording:
         self._optimisers[id(optimiser)] = optimiser
         self._current().stepped(optimiser)
 
-    def _current(self) -> "_Step":
+    def _current(self) -> Step:
         assert self._step is not None, "a step goes on while the context lasts"
         return self._step
 
@@ -140,7 +134,7 @@ class Recording:
 
     def _begin(self) -> None:
         self._has_stepped = False
-        self._step = _Step(next(self._kinds), self._models, list(self._optimisers.values()), self._device)
+        self._step = Step(next(self._kinds), self._models, list(self._optimisers.values()), self._device)
         self._step.begin()
 
     def _end(self, keep: bool) -> None:
@@ -153,101 +147,5 @@ class Recording:
 def _order() -> Iterator[Kind]:
     """The kinds of the steps: every kind within the first four."""
     first: Iterable[Kind] = ("ops", "parts", "unrecorded", "allocator")
-    then: Iterable[Kind] = ("ops", "unrecorded", "parts", "unrecorded", "parts")
+    then: Iterable[Kind] = ("ops", "unrecorded", "parts")
     return itertools.chain(first, itertools.cycle(then))
-
-
-class _Step:
-    """One step under way, recorded in the way of its kind."""
-
-    def __init__(
-        self, kind: Kind, models: tuple[nn.Module, ...], optimisers: list[torch.optim.Optimizer], device: torch.device
-    ) -> None:
-        self.kind, self._models, self._optimisers, self._device = kind, models, optimisers, device
-        self._clock = clock_for(device)
-        self._stack = ExitStack()
-        self._peak = AllocatorPeak()
-        self._attribution = Attribution(models)
-        self._storages = Storages()
-        self._owners: dict[int, str] = {}
-        self.depth = 0  # of open phases
-        self.has_begun = False
-        self._is_timed = kind in ("ops", "parts")
-
-    def begin(self) -> None:
-        """Whatever takes time is done before the clock starts."""
-        self._storages.at(0.0, "rest", "", "")
-        self._held = 0
-        if self.kind in ("ops", "allocator"):
-            self._hold()
-            self._held = sum(block.bytes for block in self._storages.living())
-        self.parts = Parts(self._clock)
-        self._host = time.perf_counter()
-        if self.kind == "ops":
-            self._owners = module_of_weights(self._models)
-            self._stack.enter_context(self._attribution.following())
-            self._observer = Observer(self._clock, self.parts, self._attribution, self._storages)
-            self._stack.enter_context(self._observer)
-        elif self.kind == "allocator":
-            self._peak = self._stack.enter_context(allocator_peak(self._device))
-            self._storages.on_death = lambda block: self._peak.freed(block.bytes)
-
-    def _hold(self) -> None:
-        hold_model(self._storages, named_models(self._models))
-        for optimiser in self._optimisers:
-            hold_optimiser(self._storages, optimiser, self._owners)
-
-    def enter(self, name: Phase) -> None:
-        self.has_begun = True
-        self.depth += 1
-        if not self._is_timed:
-            return
-        if name == "backward":
-            self.parts.set_ambient("rest")
-            if self.kind == "ops":
-                self._attribution.begin_backward()
-                self._storages.keep_activations(BEFORE_BACKWARD)
-        self.parts.enter(name)
-
-    def leave(self, name: Phase) -> None:
-        self.depth -= 1
-        if not self._is_timed:
-            return
-        self.parts.leave()
-        if name == "forward" and torch.is_grad_enabled() and not self.depth:
-            self.parts.set_ambient("loss")
-        if name == "backward" and self.kind == "ops":
-            self._attribution.end_backward()
-            hold_model(self._storages, named_models(self._models))
-
-    def called(self, model: nn.Module, given: tuple[Any, ...]) -> None:
-        if self.kind == "ops":
-            self._attribution.take_up(model)
-            self._storages.hold([tensor for tensor in given if isinstance(tensor, Tensor)], "inputs")
-
-    def stepped(self, optimiser: torch.optim.Optimizer) -> None:
-        if self._is_timed:
-            self.parts.set_ambient("rest")
-        if self.kind == "ops":
-            hold_optimiser(self._storages, optimiser, self._owners)
-
-    def end(self) -> None:
-        self._stack.close()
-        self._attribution.finish()
-        self.parts.finish()
-        self._clock.settle()
-
-    def give(self, observed: Observed) -> None:
-        """Adds what was found to what is known."""
-        observed.steps += 1
-        total = self._clock.seconds(self.parts.begin, self.parts.last)
-        if self.kind == "unrecorded":
-            observed.unrecorded.append(total)
-        elif self.kind == "parts":
-            observed.parts.append(self.parts.seconds())
-        elif self.kind == "allocator":
-            observed.allocator_peak = None if self._peak.bytes is None else self._held + self._peak.bytes
-        else:
-            self._storages.close()
-            observed.add_ops(self._clock, self.parts, self._observer.calls, self._attribution.calls, self._storages)
-        observed.process_peak = process_peak_bytes()

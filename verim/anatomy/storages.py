@@ -103,6 +103,11 @@ class Storages:
                 block.category = "caches"
         self._living = {}
 
+    def count_events(self) -> None:
+        """Where no time passes: the n-th event happens at second n."""
+        for number, event in enumerate(self.events):
+            event.second = float(number)
+
     def _die(self, key: int) -> None:
         block = self._living.pop(key, None)
         if block is not None:
