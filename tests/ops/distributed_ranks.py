@@ -15,16 +15,25 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import distributed_neighbours as neighbours
 import pytest
 import torch
 from torch import Tensor, distributed
 
 from verim.errors import InputError
 from verim.ops.backend import force_backend
-from verim.ops.distributed import distributed_linear_recurrence, distributed_selective_scan, distributed_wkv
+from verim.ops.distributed import (
+    distributed_linear_recurrence,
+    distributed_selective_scan,
+    distributed_state_space_dual,
+    distributed_wkv,
+    distributed_wkv7,
+)
 from verim.ops.linear_recurrence import linear_recurrence
 from verim.ops.selective_scan import selective_scan
+from verim.ops.state_space_dual import state_space_dual
 from verim.ops.wkv import wkv
+from verim.ops.wkv7 import wkv7
 
 CHECKS: dict[str, Callable[[], None]] = {}
 LENGTHS = {2: [(5, 3), (0, 6), (4, 0), (1, 1)], 4: [(5, 0, 7, 3), (0, 4, 1, 0), (0, 0, 0, 0), (16, 33, 17, 31)]}
@@ -71,12 +80,28 @@ def wkv_tensors(batch: int, length: int, channels: int, g: torch.Generator) -> l
     return [k, v, w, u, state]
 
 
+def dual_tensors(batch: int, length: int, channels: int, g: torch.Generator) -> list[Tensor]:
+    x, delta = normal(g, batch, length, channels, 4), normal(g, batch, length, channels).sigmoid()
+    A, D, initial = -normal(g, channels).exp(), normal(g, channels), normal(g, batch, channels, 3, 4)
+    B, C = (normal(g, 3, batch, length, 1).permute(1, 2, 3, 0) for _ in range(2))
+    return [x, delta, A, B, C, D, initial]
+
+
+def wkv7_tensors(batch: int, length: int, channels: int, g: torch.Generator) -> list[Tensor]:
+    r, w, k, v, removed = (normal(g, batch, length, channels, 4) for _ in range(5))
+    removed = torch.nn.functional.normalize(removed, dim=-1)
+    rate, state = normal(g, batch, length, channels, 4).sigmoid(), normal(g, batch, channels, 4, 4)
+    return [r, w.sigmoid(), k, v, -removed, removed * rate, state]
+
+
 SUBJECTS = {
     "linear recurrence": Subject(linear_recurrence, distributed_linear_recurrence, recurrence_tensors, (0, 1)),
     "reversed": Subject(linear_recurrence, distributed_linear_recurrence, recurrence_tensors, (0, 1), reverse=True),
     "complex": Subject(linear_recurrence, distributed_linear_recurrence, complex_tensors, (0, 1)),
     "selective scan": Subject(selective_scan, distributed_selective_scan, scan_tensors, (0, 1, 3, 4)),
     "wkv": Subject(wkv, distributed_wkv, wkv_tensors, (0, 1)),
+    "state space dual": Subject(state_space_dual, distributed_state_space_dual, dual_tensors, (0, 1, 3, 4)),
+    "wkv7": Subject(wkv7, distributed_wkv7, wkv7_tensors, (0, 1, 2, 3, 4, 5)),
 }
 
 
@@ -197,7 +222,7 @@ def random_pieces() -> None:
 
 @check("halves")
 def halves() -> None:
-    for name in ("linear recurrence", "selective scan", "wkv"):
+    for name in ("linear recurrence", "selective scan", "wkv", "state space dual", "wkv7"):
         compare(SUBJECTS[name], (6, 2, 0, 9), None, torch.bfloat16, 2e-2)
 
 
@@ -236,7 +261,7 @@ def wrong_arguments() -> None:
             tensors = parts(subject)
             if rank() == wrong:
                 tensors[1] = tensors[1][:, 1:]
-            refused(subject, "(2, 3, 5)", tensors)
+            refused(subject, "(2, 3, 5", tensors)
             none = [*tensors[:1], None, *tensors[2:]] if rank() == wrong else parts(subject)
             with force_backend("reference"), pytest.raises(InputError, match="NoneType"):
                 subject.over_ranks(*none)
@@ -332,6 +357,13 @@ def once() -> None:
             torch.autograd.grad(loss, tensors, create_graph=not again)
 
 
+check("the rows before a piece")(neighbours.rows_before_a_piece)
+check("a convolution over pieces")(neighbours.convolution)
+check("attention by ring")(neighbours.attention_by_ring)
+check("attention in halves")(neighbours.attention_in_halves)
+check("what attention sends")(neighbours.what_attention_sends)
+check("attention refuses on all ranks")(neighbours.attention_refuses)
+
 GROUPS: dict[str, distributed.ProcessGroup] = {}
 
 
@@ -342,6 +374,7 @@ def compile_kernels() -> None:
         leaves = [tensor.to(kind).requires_grad_() for tensor in parts(subject)]
         y, _ = call(subject.local, subject, leaves)
         torch.autograd.grad(y.abs().sum(), leaves)
+    neighbours.compile_kernels()
 
 
 def main() -> None:
@@ -351,7 +384,7 @@ def main() -> None:
     if own == 0:
         compile_kernels()
         store.set("compiled", "")
-    store.wait(["compiled"], timedelta(seconds=120))
+    store.wait(["compiled"], timedelta(seconds=300))
     distributed.init_process_group("gloo", store=store, timeout=timedelta(seconds=60), world_size=world, rank=own)
     for pair in PAIRS:
         group = distributed.new_group(pair)

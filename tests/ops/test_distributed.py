@@ -1,15 +1,11 @@
 """The scan over ranks: four processes and pairs of them, equal to the local op, whatever each of them holds."""
 
 import ast
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from spawned import Results, require, run_on_ranks
 from torch import distributed
 
 from verim.errors import InputError
@@ -17,7 +13,7 @@ from verim.ops.distributed import distributed_linear_recurrence, distributed_sel
 
 WORLD = 4
 SCRIPT = Path(__file__).with_name("distributed_ranks.py")
-SUBJECTS = ("linear recurrence", "reversed", "complex", "selective scan", "wkv")
+SUBJECTS = ("linear recurrence", "reversed", "complex", "selective scan", "wkv", "state space dual", "wkv7")
 NAMES = [f"{subject} in {dtype}" for subject in SUBJECTS for dtype in ("float64", "float32")] + [
     call.args[0].value
     for call in ast.walk(ast.parse(SCRIPT.read_text()))
@@ -26,35 +22,17 @@ NAMES = [f"{subject} in {dtype}" for subject in SUBJECTS for dtype in ("float64"
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What came out of each check on each rank; the processes start once for all checks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-    ranks = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(WORLD), str(folder)], env=environment)
-        for rank in range(WORLD)
-    ]
-    last = time.monotonic() + 180
-    try:
-        while any(process.poll() is None for process in ranks):
-            assert all(not process.returncode for process in ranks), "a rank did not start: see its standard error"
-            assert time.monotonic() < last, "the ranks wait for each other"
-            time.sleep(0.05)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    return run_on_ranks(SCRIPT, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_every_rank(name: str, results: list[dict[str, str | None]]) -> None:
-    for rank, came_out in enumerate(results):
-        assert name in came_out, f"rank {rank} did not get here; before: {list(came_out.values())[-1:]}"
-        assert came_out[name] is None, f"rank {rank}: {came_out[name]}"
+def test_on_every_rank(name: str, results: Results) -> None:
+    require(name, results)
 
 
-def test_every_check_is_asked_for(results: list[dict[str, str | None]]) -> None:
+def test_every_check_is_asked_for(results: Results) -> None:
     assert set(results[0]) <= set(NAMES)
 
 

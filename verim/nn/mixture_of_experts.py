@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Float
@@ -87,6 +87,29 @@ class MixtureOfExpertsConfig:
         return MixtureOfExperts(self, width)
 
 
+class RoutedBatch(Protocol):
+    """The tokens that are routed together in training: those of a call (`HERE`), or those of several processes."""
+
+    def logits(self, logits: Float[Tensor, "batch length experts"]) -> Float[Tensor, "rows positions experts"]:
+        """The router's logits of all of them, of which `logits` are these rows and positions."""
+        ...
+
+    def own(self, rows: Rows, gates: Float[Tensor, "rows"], batch: int, length: int) -> tuple[Rows, Tensor]:
+        """Of all rows those of the `batch` · `length` tokens here, numbered as these are, and their gates."""
+        ...
+
+
+class _Here:
+    def logits(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def own(self, rows: Rows, gates: Tensor, batch: int, length: int) -> tuple[Rows, Tensor]:
+        return rows, gates
+
+
+HERE: RoutedBatch = _Here()
+
+
 class MixtureOfExperts(FeedForward):
     """y = Σ over the token's experts e: gate_e W_out[e] (silu(W_gate[e] x) ⊙ W_in[e] x), and the shared experts.
 
@@ -105,9 +128,10 @@ class MixtureOfExperts(FeedForward):
     happened in the last call, to watch.
 
     `compute`, `swiglu_experts` with its arguments, may be replaced by what does the same over several processes
-    (`verim.train.parallel`); the router stays here.
+    (`verim.train.parallel`); the router stays here. So may `batch`, the tokens that are routed together in training.
     """
 
+    batch: RoutedBatch = HERE
     thresholds: Tensor
     batches: Tensor
 
@@ -130,11 +154,16 @@ class MixtureOfExperts(FeedForward):
         tokens = x.flatten(0, 1)
         with without_autocast(x):  # a small error of the router sends a token elsewhere (Switch, section 2.4)
             logits = nn.functional.linear(*widen(tokens, self.router.weight))
-        rows, gates, wanted = self._route(logits, x.shape[1])
+        routed = logits.view(*x.shape[:2], -1)
+        if self.training:
+            routed = self.batch.logits(routed)
+        rows, gates, wanted = self._route(routed.flatten(0, 1), routed.shape[1])
+        self.routing = Routing(routed.detach().flatten(0, 1), wanted, rows.load, rows.tokens)
+        if self.training:
+            rows, gates = self.batch.own(rows, gates, *x.shape[:2])
         y = self.compute(tokens, self.gate_and_in.weight, self.out.weight, rows, gates).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)[0]
-        self.routing = Routing(logits.detach(), wanted, rows.load, rows.tokens)
         if self.training:
             add_auxiliary_loss(self.config.balance * balance_loss(logits, wanted) + self.config.z * z_loss(logits))
         return y, None

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verim.nn.along import HERE, Along
+
 
 class TokenShift(nn.Module):
     """out_i = previous + mix_i ⊙ (x - previous), for several mixes of the same input at once.
@@ -13,6 +15,8 @@ class TokenShift(nn.Module):
     2503.14456, section 4.1, μ = 1 - mix).
     """
 
+    along: Along = HERE
+
     def __init__(self, mix: Float[Tensor, "mixes width"]) -> None:
         super().__init__()
         self.mix = nn.Parameter(mix)
@@ -21,7 +25,7 @@ class TokenShift(nn.Module):
         self, x: Float[Tensor, "batch length width"], last: Float[Tensor, "batch width"] | None = None
     ) -> tuple[tuple[Float[Tensor, "batch length width"], ...], Float[Tensor, "batch width"]]:
         """The mixes of `x`, and its last position, to go on from. `last` is the one before `x`; None: zeros."""
-        before = x.new_zeros(x.shape[0], x.shape[2]) if last is None else last
+        before = self.along.row_before(x) if last is None else last
         if x.shape[1] == 1:
             previous, last = before[:, None], x[:, 0]
         else:

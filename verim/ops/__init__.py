@@ -5,7 +5,15 @@ from verim.ops.attention import attention, paged_attention, rotary_attention
 from verim.ops.backend import force_backend
 from verim.ops.causal_conv1d import causal_conv1d
 from verim.ops.cross_entropy import cross_entropy
-from verim.ops.distributed import distributed_linear_recurrence, distributed_selective_scan, distributed_wkv
+from verim.ops.distributed import (
+    distributed_attention,
+    distributed_causal_conv1d,
+    distributed_linear_recurrence,
+    distributed_selective_scan,
+    distributed_state_space_dual,
+    distributed_wkv,
+    distributed_wkv7,
+)
 from verim.ops.linear import linear
 from verim.ops.linear_cross_entropy import linear_cross_entropy
 from verim.ops.linear_recurrence import linear_recurrence
@@ -14,6 +22,7 @@ from verim.ops.rms_norm import rms_norm
 from verim.ops.rotary import rotary
 from verim.ops.scan import associative_scan
 from verim.ops.selective_scan import selective_scan
+from verim.ops.spiking import spiking
 from verim.ops.state_space_dual import state_space_dual
 from verim.ops.swiglu import swiglu
 from verim.ops.wkv import wkv
@@ -25,9 +34,13 @@ __all__ = [
     "attention",
     "causal_conv1d",
     "cross_entropy",
+    "distributed_attention",
+    "distributed_causal_conv1d",
     "distributed_linear_recurrence",
     "distributed_selective_scan",
+    "distributed_state_space_dual",
     "distributed_wkv",
+    "distributed_wkv7",
     "force_backend",
     "gradient_norm",
     "linear",
@@ -39,6 +52,7 @@ __all__ = [
     "rotary",
     "rotary_attention",
     "selective_scan",
+    "spiking",
     "state_space_dual",
     "swiglu",
     "wkv",

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from verim.errors import InputError
 from verim.nn.mixers import MambaConfig, S4DConfig
 from verim.nn.mixers.s4d import _expm1
-from verim.nn.mixers.time_invariant import time_invariant_scan
+from verim.nn.time_invariant import time_invariant_scan
 from verim.ops import force_backend, selective_scan
 
 each_kind = pytest.mark.parametrize("is_complex", [False, True])

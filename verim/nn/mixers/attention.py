@@ -10,6 +10,7 @@ from torch import Tensor
 
 from verim import ops
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.attention_state import AttentionState
 from verim.nn.mixers.mixer import Mixer
@@ -65,6 +66,8 @@ class Attention(Mixer):
     2.2). Sliding window: Beltagy et al. 2020 (arXiv 2004.05150, section 3.1).
     """
 
+    along: Along = HERE
+
     def __init__(self, config: AttentionConfig, width: int) -> None:
         super().__init__()
         if not config.head_dim and width % config.heads:
@@ -91,14 +94,14 @@ class Attention(Mixer):
 
     def _begin(self, qkv: Float[Tensor, "batch length all head_dim"]) -> tuple[Tensor, AttentionState]:
         batch, length = qkv.shape[:2]
-        cosines, sines = self._rotation.tables(0, length, qkv)
+        cosines, sines = self._rotation.spans(self.along.positions(length), qkv)
         turned, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         if self.kv_heads == self.heads and not self.window:
-            mixed = ops.rotary_attention(qkv.view(batch, length, 3, self.heads, self.head_dim), cosines, sines)
+            mixed = self.along.rotary_attention(qkv.view(batch, length, 3, self.heads, self.head_dim), cosines, sines)
             keys = turned[:, :, self.heads :]
             return mixed, AttentionState.begin(lambda: ops.rotary(keys, cosines, sines), values, self.window)
         queries, keys = ops.rotary(turned, cosines, sines).split([self.heads, self.kv_heads], dim=2)
-        mixed = ops.attention(queries, keys, values, window=self.window or None)
+        mixed = self.along.attention(queries, keys, values, window=self.window or None)
         return mixed, AttentionState.begin(lambda: keys, values, self.window)
 
     def _continue(
@@ -215,6 +218,14 @@ class Rotation:
             angles = torch.arange(max(last, 2 * len(self.cosines)), dtype=torch.float64)[:, None] * self.frequencies
             self.cosines, self.sines = angles.cos().to(like), angles.sin().to(like)
         return self.cosines[first:last], self.sines[first:last]
+
+    def spans(self, spans: Sequence[range], like: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of all positions of `spans`, in their order."""
+        tables = [self.tables(span.start, span.stop, like) for span in spans]
+        if len(tables) == 1:
+            return tables[0]
+        cosines, sines = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        return cosines, sines
 
     def rows(self, positions: Int[Tensor, "rows"], last: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of `positions`, all below `last`."""

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
-from verim.ops import causal_conv1d, selective_scan
 from verim.ops.causal_conv1d import cost as convolution
 from verim.ops.selective_scan import cost as scan
 
@@ -63,6 +63,8 @@ class Mamba(Mixer):
     Gu & Dao 2023 (arXiv 2312.00752, algorithm 2, figure 3). A = -exp(log_decay) starts at -1, ..., -state (S4D-real).
     """
 
+    along: Along = HERE
+
     def __init__(self, config: MambaConfig, width: int) -> None:
         super().__init__()
         inner = config.expand * width
@@ -87,14 +89,12 @@ class Mamba(Mixer):
     ) -> tuple[Float[Tensor, "batch length width"], MambaState]:
         inputs, gate = self.into(x).chunk(2, dim=-1)
         past, initial = (None, None) if state is None else (state.convolution, state.scan)
-        inputs, past = causal_conv1d(
-            inputs, self.convolution, self.convolution_bias, initial=past, return_state=True, activation="silu"
+        inputs, past = self.along.causal_conv1d(
+            inputs, self.convolution, self.convolution_bias, initial=past, activation="silu"
         )
         low_rank, B, C = self.select(inputs).split([self.rank, self.state, self.state], dim=-1)
         delta = nn.functional.softplus(self.delta(low_rank))
-        y, final = selective_scan(
-            inputs, delta, -self.log_decay.exp(), B, C, self.skip, initial=initial, return_state=True
-        )
+        y, final = self.along.selective_scan(inputs, delta, -self.log_decay.exp(), B, C, self.skip, initial=initial)
         return self.out(y * nn.functional.silu(gate)), MambaState(past, final)
 
     def state_bytes(self, batch: int, length: int) -> int:

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
-from verim.ops import causal_conv1d, rms_norm, state_space_dual
+from verim.ops import rms_norm
 from verim.ops.causal_conv1d import cost as convolution
 from verim.ops.state_space_dual import cost as scan
 
@@ -78,6 +79,8 @@ class Mamba2(Mixer):
     between -1 and -16, as in the paper's code.
     """
 
+    along: Along = HERE
+
     def __init__(self, config: Mamba2Config, width: int) -> None:
         super().__init__()
         inner = config.expand * width
@@ -111,14 +114,14 @@ class Mamba2(Mixer):
         shared = self.groups * self.state
         gate, mixed, delta = self.into(x).split([self.inner, self.inner + 2 * shared, self.heads], dim=-1)
         past, initial = (None, None) if state is None else (state.convolution, state.scan)
-        mixed, past = causal_conv1d(
-            mixed, self.convolution, self.convolution_bias, initial=past, return_state=True, activation="silu"
+        mixed, past = self.along.causal_conv1d(
+            mixed, self.convolution, self.convolution_bias, initial=past, activation="silu"
         )
         inputs, B, C = mixed.split([self.inner, shared, shared], dim=-1)
         delta = nn.functional.softplus(delta + self.delta_bias)
         if self.limits != (None, None):
             delta = delta.clamp(*self.limits)
-        y, final = state_space_dual(
+        y, final = self.along.state_space_dual(
             inputs.unflatten(-1, (self.heads, self.head_dim)),
             delta,
             -self.log_decay.exp(),
@@ -126,7 +129,6 @@ class Mamba2(Mixer):
             C.unflatten(-1, (self.groups, self.state)),
             self.skip,
             initial=initial,
-            return_state=True,
         )
         y, gate = y.flatten(2), nn.functional.silu(gate)
         y = self._norm(y * gate) if self.gate_first else self._norm(y) * gate

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
-from verim.ops import causal_conv1d, linear_recurrence
 from verim.ops.causal_conv1d import cost as convolution
 from verim.ops.linear_recurrence import cost as recurrence
 
@@ -36,6 +36,8 @@ class Minimal(Mixer):
     through, h is a mean of candidates with weights in (0, 1), and nothing can overflow.
     """
 
+    along: Along = HERE
+
     def __init__(self, width: int, inner: int, maps: int, kernel: int, candidate: Candidate) -> None:
         super().__init__()
         self.width, self.inner, self.kernel, self.candidate = width, inner, kernel, candidate
@@ -57,14 +59,14 @@ class Minimal(Mixer):
     ) -> tuple[Float[Tensor, "batch length width"], MinimalState]:
         past, hidden = (None, None) if state is None else (state.convolution, state.hidden)
         if self.kernel:
-            x, past = causal_conv1d(x, self.convolution, self.convolution_bias, initial=past, return_state=True)
+            x, past = self.along.causal_conv1d(x, self.convolution, self.convolution_bias, initial=past)
         else:
             past = x.new_empty(x.shape[0], 0, self.width)
         logits, candidate = self.into(x).tensor_split([-self.inner], dim=-1)
         keep, take = self.gates(logits)
         if self.candidate == "positive":
             candidate = positive(candidate)
-        h, hidden = linear_recurrence(keep, take * candidate, hidden, return_state=True)
+        h, hidden = self.along.linear_recurrence(keep, take * candidate, hidden)
         return self.out(h), MinimalState(past, hidden)
 
     def state_bytes(self, batch: int, length: int) -> int:

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.nn.token_shift import TokenShift, rising
-from verim.ops import wkv
 from verim.ops.wkv import cost
 
 
@@ -52,6 +52,8 @@ class RWKV4(Mixer):
     the depth of the block.
     """
 
+    along: Along = HERE
+
     def __init__(self, config: RWKV4Config, width: int, index: int = 0, depth: int = 1) -> None:
         super().__init__()
         inner = config.inner or width
@@ -70,8 +72,8 @@ class RWKV4(Mixer):
     ) -> tuple[Float[Tensor, "batch length width"], RWKV4State]:
         last, past = (None, None) if state is None else (state.last, state.wkv)
         (of_receptance, of_key, of_value), last = self.shift(x, last)
-        average, past = wkv(
-            self.key(of_key), self.value(of_value), self.log_decay.exp(), self.bonus, past, return_state=True
+        average, past = self.along.wkv(
+            self.key(of_key), self.value(of_value), self.log_decay.exp(), self.bonus, state=past
         )
         gate = torch.sigmoid(self.receptance(of_receptance))
         return self.out(gate * average), RWKV4State(last, past)

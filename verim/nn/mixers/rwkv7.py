@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
 from verim.nn.state import TensorState
 from verim.nn.token_shift import TokenShift, rising
-from verim.ops import wkv7
 from verim.ops.wkv7 import cost
 
 _NORM_EPS = 1e-5  # a channel: the published 64e-5 are for heads of 64
@@ -92,6 +92,8 @@ class RWKV7(Mixer):
     Published weights of RWKV-7 therefore do not fit.
     """
 
+    along: Along = HERE
+
     def __init__(self, config: RWKV7Config, width: int, index: int = 0, depth: int = 1) -> None:
         super().__init__()
         if width % config.head_dim:
@@ -130,7 +132,7 @@ class RWKV7(Mixer):
         removed = nn.functional.normalize(self._by_head(k * self.removal_scale), dim=-1)
         k = k * (1 + (rate - 1) * self.rate_scale)
         r, w, k, v, rate = map(self._by_head, (r, w, k, v, rate))
-        y, matrices = wkv7(r, w, k, v, -removed, removed * rate, matrices, return_state=True)
+        y, matrices = self.along.wkv7(r, w, k, v, -removed, removed * rate, state=matrices)
         y = self.norm(y.flatten(0, 1).flatten(1)).view(y.shape)
         y = y + (r * k * self.bonus).sum(-1, keepdim=True) * v
         return self.out(y.flatten(2) * self.gate(of_g)), RWKV7State(last, matrices)

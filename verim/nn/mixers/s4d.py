@@ -9,11 +9,11 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.nn.along import HERE, Along
 from verim.nn.linear import Linear
 from verim.nn.mixers.mixer import Mixer
-from verim.nn.mixers.time_invariant import Modes, time_invariant_scan
 from verim.nn.state import TensorState
-from verim.ops import causal_conv1d
+from verim.nn.time_invariant import Modes
 from verim.ops.causal_conv1d import cost as convolution
 from verim.ops.linear_recurrence import cost as recurrence
 from verim.ops.precision import widen
@@ -75,6 +75,8 @@ class S4D(Mixer):
     in the paper. The state that is kept is h for B = 1 and an input that enters unscaled; C takes up the rest.
     """
 
+    along: Along = HERE
+
     def __init__(self, config: S4DConfig, width: int) -> None:
         super().__init__()
         inner = config.expand * width
@@ -110,10 +112,10 @@ class S4D(Mixer):
     ) -> tuple[Float[Tensor, "batch length width"], S4DState]:
         inputs, gate = self.into(x).chunk(2, dim=-1)
         past, modes = (None, None) if state is None else (state.convolution, state.modes)
-        inputs, past = causal_conv1d(
-            inputs, self.convolution, self.convolution_bias, initial=past, return_state=True, activation="silu"
+        inputs, past = self.along.causal_conv1d(
+            inputs, self.convolution, self.convolution_bias, initial=past, activation="silu"
         )
-        y, modes = time_invariant_scan(inputs, *self.system(), self.skip, modes)
+        y, modes = self.along.time_invariant_scan(inputs, *self.system(), self.skip, initial=modes)
         return self.out(y * nn.functional.silu(gate)), S4DState(past, modes)
 
     def system(self) -> tuple[Modes, Modes]:

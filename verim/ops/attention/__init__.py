@@ -524,3 +524,11 @@ _KERNELS = {
     "kernel": (attention_forward, attention_backward),
     "tiled": (tiled_attention_forward, tiled_attention_backward),
 }
+
+
+def kernels_of(q: Tensor) -> tuple[Kernel, Kernel]:
+    """The forward and the backward kernel for queries like `q`, for who needs the logarithm of each row's sum.
+
+    They check nothing; see `_forward_kernel` and `_backward_kernel`.
+    """
+    return _KERNELS["tiled" if q.dtype is torch.float64 or not takes_fast_path(_NAME, q, _TYPES) else "kernel"]

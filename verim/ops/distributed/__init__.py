@@ -9,11 +9,32 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from verim.ops.distributed.attention import Order, distributed_attention, spans
+from verim.ops.distributed.halo import distributed_causal_conv1d, padded_rows_before, rows_before
 from verim.ops.distributed.pieces import PieceOp, Tensors, run_piece
 from verim.ops.distributed.ranks import Ranks
 from verim.ops.linear_recurrence import linear_recurrence
 from verim.ops.selective_scan import selective_scan
+from verim.ops.state_space_dual import state_space_dual
 from verim.ops.wkv import wkv
+from verim.ops.wkv7 import wkv7
+
+__all__ = [
+    "Order",
+    "PieceOp",
+    "Ranks",
+    "distributed_attention",
+    "distributed_causal_conv1d",
+    "distributed_linear_recurrence",
+    "distributed_selective_scan",
+    "distributed_state_space_dual",
+    "distributed_wkv",
+    "distributed_wkv7",
+    "padded_rows_before",
+    "rows_before",
+    "run_piece",
+    "spans",
+]
 
 Coefficients = Inexact[Tensor, "batch length channels"]
 Sequence = Float[Tensor, "batch length channels"]
@@ -185,6 +206,51 @@ def distributed_wkv(
     return run_piece(op, Ranks(op.name, group, False), (k, v, w, u), state, return_state)
 
 
+def distributed_state_space_dual(
+    x: Float[Tensor, "batch length heads head_dim"],
+    delta: Float[Tensor, "batch length heads"],
+    A: Float[Tensor, "heads"],
+    B: Float[Tensor, "batch length groups state"],
+    C: Float[Tensor, "batch length groups state"],
+    D: Float[Tensor, "heads"] | None = None,
+    initial: Float[Tensor, "batch heads state head_dim"] | None = None,
+    return_state: bool = False,
+    group: ProcessGroup | None = None,
+) -> Any:
+    """`verim.ops.state_space_dual` of a sequence whose pieces lie on the ranks of a `torch.distributed` group.
+
+    Rank r gives the r-th piece of `x`, `delta`, `B` and `C`, and all ranks the same `A` and `D`; the arguments are
+    those of `state_space_dual`, the rest as `distributed_linear_recurrence` says. The summary of a piece is
+    exp(A · sum of its delta), a number a head, and the state it reaches from zero. Of `A` and `D` each rank gets the
+    share of its piece in the gradient: sum them.
+    """
+    op = _STATE_SPACE_DUAL
+    return run_piece(op, Ranks(op.name, group, False), (x, delta, A, B, C, D), initial, return_state)
+
+
+def distributed_wkv7(
+    r: Float[Tensor, "batch length heads head_dim"],
+    w: Float[Tensor, "batch length heads head_dim"],
+    k: Float[Tensor, "batch length heads head_dim"],
+    v: Float[Tensor, "batch length heads head_dim"],
+    a: Float[Tensor, "batch length heads head_dim"],
+    b: Float[Tensor, "batch length heads head_dim"],
+    state: Float[Tensor, "batch heads head_dim head_dim"] | None = None,
+    return_state: bool = False,
+    group: ProcessGroup | None = None,
+) -> Any:
+    """`verim.ops.wkv7` of a sequence whose pieces lie on the ranks of a `torch.distributed` group.
+
+    Rank r gives the r-th piece of all sequences; the arguments are those of `wkv7`, the rest as
+    `distributed_linear_recurrence` says (`state` takes the place of `initial`). The summary of a piece is the product
+    of its transitions diag(w_t) + b_tᵀ a_t, a matrix a head, and the state it reaches from zero: 2 · batch · heads ·
+    head_dim² numbers a rank. Ranks between the first and the last find that product by a third run of the local op
+    forward, from the identity with nothing added.
+    """
+    op = _WKV7
+    return run_piece(op, Ranks(op.name, group, False), (r, w, k, v, a, b), state, return_state)
+
+
 def _follow(decay: Tensor, reached: Tensor, state: Tensor) -> Tensor:
     return decay * state + reached
 
@@ -257,4 +323,39 @@ _WKV = PieceOp(
     decay=_wkv_decay,
     follow=_wkv_follow,
     carry_back=_wkv_carry_back,
+)
+
+
+def _dual_decay(tensors: Tensors, empty: Tensor) -> Tensor:
+    _, delta, A, *_ = tensors
+    assert delta is not None and A is not None
+    return torch.exp(delta.sum(1, dtype=empty.dtype) * A.to(empty.dtype))[..., None, None]
+
+
+_STATE_SPACE_DUAL = PieceOp(
+    name="distributed_state_space_dual",
+    local=state_space_dual,
+    sequences=(0, 1, 3, 4),
+    state_name="initial",
+    decay=_dual_decay,
+    follow=_follow,
+    carry_back=_carry_back,
+)
+
+
+def _wkv7_decay(tensors: Tensors, empty: Tensor) -> Tensor:
+    r, w, k, _, a, b = tensors
+    assert r is not None and w is not None and k is not None and a is not None and b is not None
+    identity = torch.eye(empty.shape[-1], dtype=empty.dtype, device=empty.device).expand_as(empty)
+    return wkv7(r, w, k, torch.zeros_like(k), a, b, identity.contiguous(), return_state=True)[1]
+
+
+_WKV7 = PieceOp(
+    name="distributed_wkv7",
+    local=wkv7,
+    sequences=(0, 1, 2, 3, 4, 5),
+    state_name="state",
+    decay=_wkv7_decay,
+    follow=lambda decay, reached, state: decay @ state + reached,
+    carry_back=lambda decay, reached, state, gradient: decay.mT @ gradient,
 )

@@ -223,7 +223,7 @@ def _checked(op: PieceOp, tensors: Tensors, initial: Tensor | None) -> tuple[Ten
     first = tensors[0]
     for index in op.sequences:
         tensor = tensors[index]
-        if first is None or tensor is None or tensor.dim() != 3 or tensor.shape[1] != first.shape[1]:
+        if first is None or tensor is None or tensor.dim() < 3 or tensor.shape[1] != first.shape[1]:
             op.run(tensors, initial)  # raises an error that names the argument
             raise AssertionError(f"{op.name}: the local op accepts sequences of different lengths")
     assert first is not None

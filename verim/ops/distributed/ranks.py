@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed import ProcessGroup
+from torch.distributed import P2POp, ProcessGroup
 
 from verim.errors import InputError
 
@@ -96,6 +96,30 @@ class Ranks:
         distributed.all_reduce(total, group=self.group)
         return _like(total.to(tensor.device), tensor)
 
+    def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """`sent[i]` of the `rows`, in the order of the ranks i, to each of them; `received[i]` from each."""
+        carried = rows.contiguous().to(self._carrier(rows.device))
+        arrived = carried.new_empty(sum(received), *carried.shape[1:])
+        distributed.all_to_all_single(arrived, carried, received, sent, group=self.group)
+        return arrived.to(rows.device)
+
+    def exchange(self, sends: list[tuple[Tensor, int]], receives: dict[str, tuple[Tensor, int]]) -> "Exchange":
+        """Begins to send tensors to ranks, and to receive some like those given; `Exchange.received` waits for all.
+
+        Between two ranks, tensors arrive in the order in which they were sent: both sides list them so. What a rank
+        sends in its n-th exchange, the receiver takes in its n-th: otherwise they may wait for each other for ever.
+        """
+        operations, arrived = [], {}
+        for tensor, rank in sends:
+            carried = tensor.contiguous().to(self._carrier(tensor.device))
+            operations.append(P2POp(distributed.isend, carried, group=self.group, group_peer=rank))
+        for name, (like, rank) in receives.items():
+            empty = torch.empty(like.shape, dtype=like.dtype, device=self._carrier(like.device))
+            operations.append(P2POp(distributed.irecv, empty, group=self.group, group_peer=rank))
+            arrived[name] = empty, like.device
+        works = distributed.batch_isend_irecv(operations) if operations else []
+        return Exchange(works, operations, arrived)
+
     def _place(self, number: int) -> int:
         """Rank to position, and position to rank."""
         return self.last - number if self.reverse else number
@@ -109,6 +133,21 @@ class Ranks:
         return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
 
+class Exchange:
+    """Tensors on their way between pairs of ranks. It holds what is sent until that is gone."""
+
+    def __init__(
+        self, works: list[Any], operations: list[P2POp], arrived: dict[str, tuple[Tensor, torch.device]]
+    ) -> None:
+        self._works, self._operations, self._arrived = works, operations, arrived
+
+    def received(self) -> dict[str, Tensor]:
+        """Waits; what was received, by its name."""
+        for work in self._works:
+            work.wait()
+        return {name: tensor.to(device) for name, (tensor, device) in self._arrived.items()}
+
+
 class Agreement:
     """The descriptions of all ranks' calls, on their way."""
 
@@ -120,7 +159,9 @@ class Agreement:
         self._work.wait()
         return [json.loads(bytes(buffer.tolist())) for buffer in self._buffers]
 
-    def calls(self, alike: tuple[str, ...]) -> list[dict[str, Any]]:
+    def calls(
+        self, alike: tuple[str, ...], hint: str = "; only the length of the pieces may differ"
+    ) -> list[dict[str, Any]]:
         """What each rank sent. Raises `InputError`, on every rank, where the fields `alike` are not."""
         calls = self.received()
         for rank, call in enumerate(calls):
@@ -131,7 +172,7 @@ class Agreement:
                 if call.get(field) != calls[0].get(field):
                     raise InputError(
                         f"{self._ranks.op}: the ranks disagree about {field}: {call.get(field)} on rank {rank}, "
-                        f"{calls[0].get(field)} on rank 0; only the length of the pieces may differ"
+                        f"{calls[0].get(field)} on rank 0{hint}"
                     )
         return calls
 
