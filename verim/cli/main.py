@@ -28,6 +28,7 @@ VERBS = {
     "anatomy": "where every second, byte and FLOP of a training step goes",
     "doctor": "what this machine has, and what is missing for what",
     "launch": "the command that starts a training on many ranks: torchrun, SLURM, Ray",
+    "recipe": "the experiments that come with Verim: list them, run one",
     "bench": "the kernels beside other software, and beside what the machine can do",
 }
 
@@ -74,6 +75,8 @@ def _dispatch(given: list[str]) -> None:
         print(_overview())
     elif verb == "--version":
         print(f"verim {__version__}")
+    elif verb == "recipe" and options[:1] == ["run"] and len(options) > 1 and not options[1].startswith("-"):
+        importlib.import_module("verim.recipes").run_recipe(options[1], options[2:])  # its options are its own
     elif verb in VERBS:
         _parse(verb, options).run()
     else:

@@ -29,7 +29,10 @@ LEAST_STRETCH = 3.0
 _START_SECONDS = 0.2
 
 EXPECTED_OPTIMUM = {"transformer": (2.4e4, 1e11, 0.45), "mamba": (3.2e4, 1e11, 0.45)}
-"""Where to look for the minimum: N = N₀ (C / C₀)^a, (N₀, C₀, a) as measured on the default corpus (docs/LOG.md)."""
+"""Where to look for the minimum: N = N₀ (C / C₀)^a, (N₀, C₀, a) as measured on the default corpus (docs/LOG.md).
+
+An architecture that was never measured is looked for where the transformer's is.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,10 @@ class Ladder:
 
 def expected_seconds(candidate: Candidate, tokens: float, evaluations: int = 1) -> float:
     """Seconds of a run over `tokens` tokens, by the measured time of a step; an evaluation is forward passes alone."""
-    how = recipe(tokens)
+    how = recipe(tokens, length=candidate.length)
     training = how.trainer.steps * candidate.step_seconds(how.batch)
-    evaluation = EVALUATION_BYTES / (EVALUATION_BATCH * LENGTH) * candidate.step_seconds(EVALUATION_BATCH) / 3
+    rows = max(1, EVALUATION_BATCH * LENGTH // candidate.length)
+    evaluation = EVALUATION_BYTES / (rows * candidate.length) * candidate.step_seconds(rows) / 3
     return training + evaluations * evaluation + _START_SECONDS
 
 
@@ -93,7 +97,7 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
 
 def rung(candidates: Sequence[Candidate], budget: float) -> list[Candidate]:
     """The sizes of one architecture for `budget`, around the size that is expected to be best for it."""
-    least, at, exponent = EXPECTED_OPTIMUM[candidates[0].architecture]
+    least, at, exponent = EXPECTED_OPTIMUM.get(candidates[0].architecture, EXPECTED_OPTIMUM["transformer"])
     centre = least * (budget / at) ** exponent
     wanted = [centre * SIZE_RATIO ** (k - (SIZES - 1) / 2) for k in range(SIZES)]
     chosen: list[Candidate] = []

@@ -55,7 +55,7 @@ class Plan:
         }
 
 
-def tokens_within(candidate: Candidate, seconds: float) -> float:
+def tokens_within(candidate: Candidate, seconds: float, evaluations: int = EVALUATIONS) -> float:
     """About the most tokens whose run is expected to take `seconds`.
 
     The batch follows from the tokens by its rule and grows in steps, and time falls a little where it does.
@@ -63,7 +63,7 @@ def tokens_within(candidate: Candidate, seconds: float) -> float:
     low, high = 1.0, 1e18
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if expected_seconds(candidate, middle, EVALUATIONS) <= seconds else (low, middle)
+        low, high = (middle, high) if expected_seconds(candidate, middle, evaluations) <= seconds else (low, middle)
     return low
 
 

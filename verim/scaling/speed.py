@@ -17,13 +17,17 @@ from verim.train.task import next_token_loss
 
 WIDTHS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 """The sizes a study chooses from."""
-_BATCHES = (4, 16)
+_TOKENS = (4 * LENGTH, 16 * LENGTH)
+"""About how many tokens a step has when it is measured."""
 _SLOWEST_STEP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A size of an architecture, with its counts and the seconds of a step on `threads` at two batch sizes."""
+    """A size of an architecture, with its counts and the seconds of a step on `threads` at two batch sizes.
+
+    Sequences have `length` tokens of a vocabulary of `vocab`.
+    """
 
     architecture: str
     width: int
@@ -35,10 +39,12 @@ class Candidate:
     threads: int
     small_step_seconds: float
     large_step_seconds: float
+    length: int = LENGTH
+    vocab: int = 256
 
     def step_seconds(self, batch: int) -> float:
         """Seconds of a step on `batch` sequences: a straight line through the two measured ones."""
-        small, large = _BATCHES
+        small, large = _batches(self.length)
         slope = max(0.0, (self.large_step_seconds - self.small_step_seconds) / (large - small))
         return max(self.small_step_seconds * batch / small * 0.5, self.small_step_seconds + slope * (batch - small))
 
@@ -46,13 +52,15 @@ class Candidate:
         return asdict(self)
 
 
-def measure(architecture: str, widths: Sequence[int], seconds: float) -> list[Candidate]:
+def measure(
+    architecture: str, widths: Sequence[int], seconds: float, vocab: int = 256, length: int = LENGTH
+) -> list[Candidate]:
     """The candidates of `widths` (rising), measured until `seconds` are spent, the rest at the FLOP/s of the last.
 
     What a first step costs once (compiling kernels, say) is not counted. A larger model reaches more FLOP/s, so a
     candidate that was not measured is rather faster than it says. Sizes too slow for any study are left out.
     """
-    measure_width(architecture, widths[0])
+    measure_width(architecture, widths[0], vocab, length)
     measured: list[Candidate] = []
     deadline = time.perf_counter() + seconds
     for width in widths:
@@ -63,7 +71,7 @@ def measure(architecture: str, widths: Sequence[int], seconds: float) -> list[Ca
                 break
             measured.append(guessed)
             continue
-        measured.append(measure_width(architecture, width))
+        measured.append(measure_width(architecture, width, vocab, length))
         if time.perf_counter() + 2 * (time.perf_counter() - began) > deadline:
             deadline = 0.0
     return measured
@@ -72,8 +80,8 @@ def measure(architecture: str, widths: Sequence[int], seconds: float) -> list[Ca
 def _like(known: Candidate, architecture: str, width: int) -> Candidate:
     """A size as fast, in FLOP/s, as a known one."""
     with torch.device("meta"):  # counts need no memory
-        model = LanguageModel(architecture_config(architecture, width))
-    counts, flops = model.parameter_count(), model.flops(LENGTH)
+        model = LanguageModel(architecture_config(architecture, width, known.vocab))
+    counts, flops = model.parameter_count(), model.flops(known.length)
     slower = flops / known.flops_per_token
     return replace(
         known,
@@ -93,25 +101,37 @@ def faster(one: Candidate, other: Candidate) -> Candidate:
     return min(one, other, key=lambda candidate: candidate.large_step_seconds)
 
 
-def measure_width(architecture: str, width: int) -> Candidate:
+def measure_width(architecture: str, width: int, vocab: int = 256, length: int = LENGTH) -> Candidate:
     """The candidate of one width, in this process with its present number of threads."""
-    config = architecture_config(architecture, width)
+    return measure_model(architecture_config(architecture, width, vocab), length, architecture)
+
+
+def measure_model(config: LanguageModelConfig, length: int, architecture: str) -> Candidate:
+    """The candidate that is the model of `config`, of sequences of `length`."""
     model = LanguageModel(config)
     optimiser = AdamWConfig(learning_rate=1e-6).build(model)
     counts = model.parameter_count()
-    small, large = (_step_seconds(model, optimiser, batch) for batch in _BATCHES)
+    small, large = (_step_seconds(model, optimiser, batch, length) for batch in _batches(length))
     return Candidate(
         architecture=architecture,
-        width=width,
+        width=config.width,
         depth=config.depth,
         heads=_heads(config),
         non_embedding=counts.non_embedding,
         total=counts.total,
-        flops_per_token=model.flops(LENGTH),
+        flops_per_token=model.flops(length),
         threads=torch.get_num_threads(),
         small_step_seconds=small,
         large_step_seconds=large,
+        length=length,
+        vocab=config.vocab,
     )
+
+
+def _batches(length: int) -> tuple[int, int]:
+    """The two numbers of sequences at which a step is measured."""
+    small, large = (max(1, tokens // length) for tokens in _TOKENS)
+    return small, max(small + 1, large)
 
 
 def _heads(config: LanguageModelConfig) -> int | None:
@@ -119,8 +139,8 @@ def _heads(config: LanguageModelConfig) -> int | None:
     return mixer.heads if isinstance(mixer, AttentionConfig) else None
 
 
-def _step_seconds(model: LanguageModel, optimiser: torch.optim.Optimizer, batch: int) -> float:
-    tokens = torch.randint(0, model.config.vocab, (batch, LENGTH + 1))
+def _step_seconds(model: LanguageModel, optimiser: torch.optim.Optimizer, batch: int, length: int) -> float:
+    tokens = torch.randint(0, model.config.vocab, (batch, length + 1))
     times: list[float] = []
     while len(times) < 3 or (sum(times) < 0.1 and len(times) < 20):
         began = time.perf_counter()

@@ -35,11 +35,10 @@ from verim.scaling.ladder import Ladder, RunSpec, fit_ladder, makespan, next_siz
 from verim.scaling.plan import EVALUATIONS, Plan, best_plan, plan_for_time
 from verim.scaling.speed import WIDTHS, Candidate, faster
 from verim.scaling.workers import CORPUS_FILE, Job, Workers, result_of
+from verim.train.rules import MOST_EPOCHS
 from verim.train.trainer import model_weights
 
 LEAST_CORPUS_BYTES = 200_000
-MOST_EPOCHS = 40
-"""More passes over a text bring nothing (Muennighoff et al. 2023, arXiv 2305.16264, section 6)."""
 TARGET_SHARE = 0.2
 """The part of the minutes that the proof takes where --target-minutes does not say."""
 _RESERVE_SECONDS = 6.0

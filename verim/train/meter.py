@@ -27,15 +27,19 @@ class Meter:
     peak_flops: float | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _seen: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
+    _reads: int = field(default=0, repr=False)
 
     def begin(self, step: int) -> None:
         """Training goes on after `step` steps."""
-        self._seen = deque([(time.perf_counter(), step)])
+        self._seen, self._reads = deque([(time.perf_counter(), step)]), 0
 
     def read(self, step: int) -> dict[str, float]:
         """Figures after `step` steps: tokens_per_second, utilisation, memory_bytes, seconds_left."""
         now = time.perf_counter()
         self._seen.append((now, step))
+        self._reads += 1
+        if self._reads == 2:
+            self._seen.popleft()  # the first step paid for what is compiled once
         while len(self._seen) > 2 and now - self._seen[1][0] >= _WINDOW_SECONDS:
             self._seen.popleft()
         began, first = self._seen[0]

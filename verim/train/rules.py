@@ -7,12 +7,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from verim.train.optimiser import AdamWConfig
-from verim.train.schedule import WarmupStableDecay
-from verim.train.trainer import TrainerConfig
+from verim.train.config import TrainerConfig
+from verim.train.optimisers import AdamWConfig
+from verim.train.schedules import WarmupStableDecay
 
 LENGTH = 128
 """Bytes a sequence."""
+
+MOST_EPOCHS = 40
+"""More passes over a text bring nothing (Muennighoff et al. 2023, arXiv 2305.16264, section 6)."""
 
 EVALUATION_BYTES = 2**17
 """Held-out bytes on which a run of a study is judged, the same for all runs of it."""
@@ -46,10 +49,13 @@ def batch_sequences(tokens: float) -> int:
     return max(4, 2 ** round(math.log2(6.5 * (tokens / 1e6) ** 0.5)))
 
 
-def recipe(tokens: float, evaluations: int = 1) -> Recipe:
-    """The recipe of a run over about `tokens` tokens (rounded to whole batches)."""
-    batch = batch_sequences(tokens)
-    steps = max(20, round(tokens / (batch * LENGTH)))
+def recipe(tokens: float, evaluations: int = 1, length: int = LENGTH, batch: int | None = None) -> Recipe:
+    """The recipe of a run over about `tokens` tokens (rounded to whole batches) in sequences of `length`.
+
+    The rule of the batch, where none is given, is one for its tokens: longer sequences are fewer.
+    """
+    batch = batch or max(1, batch_sequences(tokens) * LENGTH // length)
+    steps = max(20, round(tokens / (batch * length)))
     optimiser = AdamWConfig(learning_rate=0.03)
     schedule = WarmupStableDecay(steps, warmup=max(1, round(0.02 * steps)), decay=round(0.4 * steps))
-    return Recipe(batch, LENGTH, TrainerConfig(optimiser, schedule, evaluations=evaluations))
+    return Recipe(batch, length, TrainerConfig(optimiser, schedule, evaluations=evaluations))

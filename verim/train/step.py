@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from verim.errors import InputError
+from verim.runtime.phases import phase
+from verim.train.optimisers import clipped_step, gradient_norm
 from verim.train.task import Batch, Task
 
 
 def update(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
     """Differentiates `loss`, scales the gradient to norm `clip` where it is larger, steps; returns the norm before."""
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip, foreach=True)
-    optimiser.step()
+    norm = gradient_norm(model.parameters())
+    clipped_step(optimiser, norm, clip)
     optimiser.zero_grad(set_to_none=True)
     return norm
 
@@ -32,17 +34,17 @@ def backward(
     model: nn.Module,
     batch: Batch,
     parts: int = 1,
-    scale: float = 1.0,
+    scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Adds the gradient of `scale` · loss(batch) to the weights', a part of the rows at a time; returns the loss.
+    """Adds the gradient of `scaled`(loss(batch)) to the weights', a part of the rows at a time; returns the loss.
 
         ∇ loss(batch) = Σ_p (weight_p / weight) ∇ loss(batch_p)
 
     With one part or many the gradient is the same but for rounding, and the activations of one part are held at once.
     Losses that layers add (a balance of experts) are means over their part, not over the batch. `batch` lies on the
-    CPU; each part goes to `device` when its turn comes.
+    CPU; each part goes to `device` when its turn comes. `scaled` is linear: a loss scaler's, say.
     """
     whole = task.weight(batch)
     total = torch.zeros((), device=device)
@@ -50,9 +52,11 @@ def backward(
         share = task.weight(part) / whole
         if share == 0.0:
             continue  # no target counts: a mean over none has no value
-        part = tuple(tensor.to(device, non_blocking=True) for tensor in part)
+        with phase("copy"):
+            part = tuple(tensor.to(device, non_blocking=True) for tensor in part)
         with autocast():
             loss = task.loss(model, part)
-        (loss * (scale * share)).backward()
+        with phase("backward"):
+            scaled(loss if share == 1.0 else loss * share).backward()
         total += share * loss.detach()
     return total

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from verim import ops
+from verim.data.dataset import Evaluation
 from verim.data.loader import Loader, evaluation_batches
+from verim.data.stream import TokenStream
 from verim.measures import bits_per_byte
 from verim.nn import auxiliary_losses
+from verim.runtime.phases import phase
 
 EVALUATION_BATCH = 64
 """Sequences that are evaluated at once."""
@@ -61,18 +64,28 @@ class Task(Protocol):
         ...
 
 
-class ByteLanguageModelling:
-    """Predict the next byte. Loss in nats a byte; evaluated in bits a byte on `evaluation_bytes` held-out bytes.
+class LanguageModelling:
+    """Predict the next token. Loss in nats a token; evaluated in bits per byte of held-out text.
 
-    The training loss holds the auxiliary losses of the model's layers too; evaluation is without them.
+    `tokens` are those to learn from, of `bytes_per_token` bytes in the mean; `evaluation` is of a
+    `verim.data.Dataset`. The training loss holds the auxiliary losses of the model's layers too; evaluation is
+    without them.
     """
 
     objective = Objective("bits_per_byte")
 
-    def __init__(self, train: Tensor, held_out: Tensor, batch: int, length: int, seed: int, evaluation_bytes: int):
-        self.loader = Loader(train, batch, length, seed)
+    def __init__(
+        self,
+        tokens: Tensor | TokenStream,
+        evaluation: Evaluation,
+        batch: int,
+        length: int,
+        seed: int,
+        bytes_per_token: float = 1.0,
+    ) -> None:
+        self.loader = Loader(tokens, batch, length, seed)
         self.tokens_per_step = batch * length
-        self.evaluation = list(evaluation_batches(held_out, EVALUATION_BATCH, length, evaluation_bytes))
+        self.evaluation, self.bytes_per_token = evaluation, bytes_per_token
 
     def batch(self, step: int) -> Batch:
         return self.loader.batch(step)
@@ -84,12 +97,29 @@ class ByteLanguageModelling:
         return batch[1].numel()
 
     def figures(self, loss: float) -> dict[str, float]:
-        return {"training_bits_per_byte": bits_per_byte(loss, 1)}
+        return {"training_bits_per_byte": bits_per_byte(loss, self.bytes_per_token)}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        nats = sum(next_token_loss(model, *batch, reduction="sum").item() for batch in self.evaluation)
-        return {"bits_per_byte": bits_per_byte(nats, sum(targets.numel() for _, targets in self.evaluation))}
+        device = next(model.parameters()).device
+        nats = 0.0
+        for inputs, targets in self.evaluation.batches:
+            nats += next_token_loss(model, inputs.to(device), targets.to(device), reduction="sum").item()
+        figures = {"bits_per_byte": bits_per_byte(nats, self.evaluation.bytes)}
+        if self.evaluation.bytes != self.evaluation.tokens:
+            figures["nats_per_token"] = nats / self.evaluation.tokens
+        return figures
+
+
+class ByteLanguageModelling(LanguageModelling):
+    """Predict the next byte; evaluated on `evaluation_bytes` held-out bytes."""
+
+    def __init__(
+        self, train: Tensor, held_out: Tensor, batch: int, length: int, seed: int, evaluation_bytes: int
+    ) -> None:
+        batches = tuple(evaluation_batches(held_out, EVALUATION_BATCH, length, evaluation_bytes))
+        size = sum(targets.numel() for _, targets in batches)
+        super().__init__(train, Evaluation(batches, size, size), batch, length, seed)
 
 
 def with_auxiliary_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -102,5 +132,7 @@ def with_auxiliary_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats of the model's predictions."""
-    logits, _ = model(inputs)
-    return ops.cross_entropy(logits, targets, reduction=reduction)
+    with phase("forward"):
+        logits, _ = model(inputs)
+    with phase("loss"):
+        return ops.cross_entropy(logits, targets, reduction=reduction)

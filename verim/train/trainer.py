@@ -3,65 +3,52 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from verim.errors import InputError
-from verim.runs import Checkpoint, RunDirectory
+from verim.runs import Checkpoint, RunDirectory, random_state, restore_random_state
+from verim.runtime.phases import phase
+from verim.train.averaging import WeightAverage
 from verim.train.compilation import compiled
+from verim.train.config import TrainerConfig
 from verim.train.meter import Meter
-from verim.train.optimiser import AdamWConfig
-from verim.train.schedule import WarmupStableDecay
+from verim.train.optimisers import clipped_step, gradient_norm, restore_state, state_tensors
+from verim.train.spikes import SpikeDetector
 from verim.train.step import backward
 from verim.train.task import Task
 
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """`schedule.steps` updates by `optimiser`, whose rate the schedule scales.
-
-    - `clip`: the gradient is scaled down to this norm where it is larger.
-    - `accumulation`: a batch is computed in so many parts, one after the other, whose gradients add up to the whole's.
-    - `evaluations`: how often held-out figures are taken, evenly spread, the last after the last step.
-    - `patience`: training ends after so many evaluations in a row without a better objective; 0: it never ends early.
-    - `checkpoint_seconds`: a checkpoint is written so often.
-    - `compile`: `torch.compile` where it succeeds.
-    """
-
-    optimiser: AdamWConfig
-    schedule: WarmupStableDecay
-    clip: float = 1.0
-    accumulation: int = 1
-    evaluations: int = 1
-    patience: int = 0
-    checkpoint_seconds: float = 10.0
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("accumulation", 1), ("evaluations", 1), ("patience", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected at least {least}")
-        if not self.clip > 0:
-            raise InputError(f"clip: got {self.clip}, expected a positive norm")
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps
-
-
 Progress = Callable[[dict[str, float]], None]
 """Told of every step: its line of the metrics."""
+
+
+@dataclass
+class Standing:
+    """Where a run stands, beside its tensors: what a checkpoint says as JSON.
+
+    - `passed_over`: so many batches of the task were left out by going back behind a spike of the loss.
+    - `best`: the best value of the task's objective; `evaluations_since_best`: those after it.
+    """
+
+    seconds: float = 0.0
+    passed_over: int = 0
+    best: float | None = None
+    evaluations_since_best: int = 0
+    averaged_updates: int = 0
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    spikes: dict[str, Any] | None = None
 
 
 class Trainer:
     """Trains `model` on `task` in `run`, from its latest checkpoint if it has one.
 
     A run that was stopped at any moment and goes on has the same bits as one that never stopped, on the CPU with
-    the same number of threads: weights, the optimiser's state, random state and the step are in the checkpoint; the
-    batch and the rate follow from the step. `meter` adds the figures of pace to each line of the metrics.
+    the same number of threads: weights, the optimiser's state, averages, random state and the step are in the
+    checkpoint; the batch and the rate follow from the step. `meter` adds the figures of pace to each line of the
+    metrics.
     """
 
     def __init__(
@@ -69,13 +56,14 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.config, self.run, self.meter = model, task, config, run, meter
         self.device = next(model.parameters()).device
-        self.optimiser = config.optimiser.build(model)
-        self.seconds = 0.0
+        self.optimiser = config.precision.build(config.optimiser, model)
+        self.average = config.averaging.build(model) if config.averaging is not None else None
+        self.spikes = SpikeDetector(config.spikes) if config.spikes is not None else None
+        self.standing = Standing()
         self.warnings: list[str] = []
         """What the user should know: a damaged checkpoint passed over, a compiler that failed."""
+        self._scaler = config.precision.scaler(self.device.type)
         self._called = model
-        self._best: float | None = None
-        self._evaluations_since_best = 0
         every = config.steps / config.evaluations
         self._evaluation_steps = {round(every * (k + 1)) for k in range(config.evaluations)}
 
@@ -92,56 +80,116 @@ class Trainer:
         The run must be held for writing (`with run.writing():`).
         """
         step = self._take_up(self.run.start(description, environment))
+        if step == 0 and self.spikes is not None:
+            self._save(0)  # to roll back to
         self._compile(step)
-        began = time.perf_counter() - self.seconds
+        began = time.perf_counter() - self.standing.seconds
         saved = time.perf_counter()
         figures: dict[str, float] = {}
         if self.meter is not None:
             self.meter.begin(step)
         while step < self.config.steps and not self._out_of_patience():
             record = self._step(step)
+            if record is None:
+                step = self._roll_back(step)
+                continue
             step += 1
-            self.seconds = time.perf_counter() - began
-            if step in self._evaluation_steps:
+            evaluated = step in self._evaluation_steps
+            if evaluated:
                 figures = self.evaluate()
                 self._judge(figures)
                 record |= figures
-            record = {"step": step, "seconds": round(self.seconds, 4), **record}
+            self.standing.seconds = time.perf_counter() - began
+            record = {"step": step, "seconds": round(self.standing.seconds, 4), **record}
             if self.meter is not None:
                 record |= self.meter.read(step)
             self.run.log(record)
-            if time.perf_counter() - saved >= self.config.checkpoint_seconds and step < self.config.steps:
-                self.seconds = time.perf_counter() - began
-                self._save(step)
+            due = evaluated or time.perf_counter() - saved >= self.config.checkpoint_seconds
+            if due and step < self.config.steps:
+                self._save(step, figures if evaluated else None)
                 saved = time.perf_counter()
             progress(record)
         figures = figures or self.evaluate()  # killed after the last checkpoint, before the result
         result = {"steps": step, "tokens": step * self.task.tokens_per_step, "seconds": time.perf_counter() - began}
-        self._save(step)
+        self._save(step, figures)
         self.run.finish(result | figures)
         return result | figures
 
     def evaluate(self) -> dict[str, float]:
-        """The task's figures on held-out data, the model in evaluation mode meanwhile."""
+        """The task's figures on held-out data, with the averaged weights where there are some, in evaluation mode."""
         self.model.eval()
-        figures = self.task.evaluate(self.model)
+        weights: AbstractContextManager[None] = self.average.applied() if self.average is not None else nullcontext()
+        with weights, self._autocast():
+            figures = self.task.evaluate(self.model)
         self.model.train()
         return figures
 
-    def _step(self, step: int) -> dict[str, float]:
-        """One update; the loss before it, the norm of its gradient and its learning rate."""
+    def _autocast(self) -> AbstractContextManager[object]:
+        return self.config.precision.autocast(self.device.type)
+
+    def _step(self, step: int) -> dict[str, float] | None:
+        """One update; the loss before it, the norm of its gradient and its learning rate. None: roll back."""
         factor = self.config.schedule(step)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_rate"] * factor
-        loss = backward(self.task, self._called, self.task.batch(step), self.config.accumulation, device=self.device)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise InputError(f"the loss is {value} at step {step}: lower the learning rate, or look at the data there")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
-        self.optimiser.step()
+        with phase("data"):
+            batch = self.task.batch(step + self.standing.passed_over)
+        loss = backward(
+            self.task, self._called, batch, self.config.accumulation, self._scaler.scale, self._autocast, self.device
+        )
+        with phase("clip"):
+            if self._scaler.is_enabled():
+                self._scaler.unscale_(self.optimiser)
+            norm = gradient_norm(self.model.parameters())
+        value, length = loss.item(), norm.item()
+        record = {"loss": value, **self.task.figures(value), "gradient_norm": length}
+        decision = self._decide(step, value, length)
+        if decision == "go on":
+            with phase("optimiser"):
+                clipped_step(
+                    self.optimiser, norm, self.config.clip, self._scaler if self._scaler.is_enabled() else None
+                )
+                if self.average is not None:
+                    self.average.update()
+        else:
+            record["skipped"] = 1
+        if self._scaler.is_enabled():
+            record["loss_scale"] = self._scaler.get_scale()
+            self._scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        rate = factor * self.config.optimiser.learning_rate
-        return {"loss": value, **self.task.figures(value), "gradient_norm": norm.item(), "learning_rate": rate}
+        if decision == "roll back":
+            return None
+        return record | {"learning_rate": factor * self.config.optimiser.learning_rate}
+
+    def _decide(self, step: int, loss: float, norm: float) -> str:
+        """What to do with a step: "go on", "skip" or "roll back". Raises `InputError` for a loss that is not finite
+        where nobody watches for spikes."""
+        overflow = self._scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
+        if overflow:
+            return "go on"  # the scaler makes no step and lowers the scale
+        if self.spikes is not None:
+            return self.spikes.decide(loss, norm)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {step}: lower the learning rate, watch for spikes, or look at the data "
+                "there"
+            )
+        return "go on"
+
+    def _roll_back(self, step: int) -> int:
+        """Back to the last checkpoint before the spikes; the batches from there to that of `step` are passed over."""
+        assert self.config.spikes is not None, "who watches for spikes decides to roll back"
+        self.run.wait()  # the checkpoint that is being written takes the place of an old one
+        passed_over, steps = self.standing.passed_over, self.run.checkpoint_steps()
+        before = [held for held in steps if held <= step - self.config.spikes.patience]
+        checkpoint = self.run.rewind(max(before, default=min(steps)))
+        assert checkpoint is not None, "a run that watches for spikes has a checkpoint of step 0"
+        again = self._take_up(checkpoint)
+        self.standing.passed_over = passed_over + step + 1 - again
+        self.warnings.append(
+            f"the loss spiked at step {step}: went back to step {again} and left out {step + 1 - again} batches"
+        )
+        return again
 
     def _compile(self, step: int) -> None:
         if self.config.compile:
@@ -151,29 +199,30 @@ class Trainer:
 
     def _judge(self, figures: dict[str, float]) -> None:
         """Counts the evaluations since the best one."""
-        value = figures[self.task.objective.figure]
-        if self._best is None or self.task.objective.better(value, self._best):
-            self._best, self._evaluations_since_best = value, 0
+        value, best = figures[self.task.objective.figure], self.standing.best
+        if best is None or self.task.objective.better(value, best):
+            self.standing.best, self.standing.evaluations_since_best = value, 0
         else:
-            self._evaluations_since_best += 1
+            self.standing.evaluations_since_best += 1
 
     def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self._evaluations_since_best
+        return 0 < self.config.patience <= self.standing.evaluations_since_best
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
-        for name, weight in self.model.named_parameters():
-            for moment, value in self.optimiser.state[weight].items():
-                tensors[f"optimiser.{moment}.{name}"] = value
-        return tensors | {f"random.{name}": state for name, state in _random_state(self.device).items()}
+    def _save(self, step: int, figures: dict[str, float] | None = None) -> None:
+        parts = {"model": self.model.state_dict(), "optimiser": state_tensors(self.model, self.optimiser)}
+        if self.average is not None:
+            parts["average"] = self._averages(self.average)
+            self.standing.averaged_updates = self.average.updates
+        self.standing.loss_scale = self._scaler.state_dict()
+        self.standing.spikes = self.spikes.state() if self.spikes is not None else None
+        tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
+        self.run.save_checkpoint(step, tensors | random_state(), vars(self.standing), figures)
 
-    def _save(self, step: int) -> None:
-        state = {
-            "seconds": self.seconds,
-            "best": self._best,
-            "evaluations_since_best": self._evaluations_since_best,
-        }
-        self.run.save_checkpoint(step, self._tensors(), state)
+    def _averages(self, average: WeightAverage) -> dict[str, Tensor]:
+        """The averages by every name of their weights: tied ones have several, and a model is loaded by all."""
+        names = {id(weight): name for name, weight in self.model.named_parameters()}
+        held = average.tensors()
+        return {name: held[names[id(w)]] for name, w in self.model.named_parameters(remove_duplicate=False)}
 
     def _take_up(self, checkpoint: Checkpoint | None) -> int:
         """Puts the checkpoint's content in place; the step to go on with (0 where there is none)."""
@@ -181,39 +230,27 @@ class Trainer:
             return 0
         if checkpoint.warning is not None:
             self.warnings.append(checkpoint.warning)
-        self.model.load_state_dict(model_weights(checkpoint))
-        weights = dict(self.model.named_parameters())
-        random: dict[str, Tensor] = {}
-        for key, value in checkpoint.tensors.items():
-            part, _, rest = key.partition(".")
-            if part == "optimiser":
-                moment, _, name = rest.partition(".")
-                self.optimiser.state[weights[name]][moment] = value
-            elif part == "random":
-                random[rest] = value
-        _restore_random_state(self.device, random)
-        self.seconds = float(checkpoint.state["seconds"])
-        self._best = checkpoint.state["best"]
-        self._evaluations_since_best = checkpoint.state["evaluations_since_best"]
+        self.standing = Standing(**checkpoint.state)
+        self.model.load_state_dict(part_of(checkpoint, "model"))
+        restore_state(self.model, self.optimiser, part_of(checkpoint, "optimiser"))
+        if self.average is not None:
+            averages, names = part_of(checkpoint, "average"), self.average.tensors()
+            self.average.restore({name: averages[name] for name in names}, self.standing.averaged_updates)
+        if self.standing.loss_scale:
+            self._scaler.load_state_dict(self.standing.loss_scale)
+        if self.spikes is not None and self.standing.spikes is not None:
+            self.spikes.restore(self.standing.spikes)
+        restore_random_state(checkpoint.tensors)
         return int(checkpoint.step)
 
 
-def model_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The model's part of a checkpoint, for `load_state_dict`."""
-    prefix = "model."
+def part_of(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
+    """The tensors of "model", "optimiser" or "average" in a trainer's checkpoint, by their own names."""
+    prefix = f"{part}."
     return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators: dropout and what else draws in a model goes on as it would have."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _restore_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
-    if "cpu" in state:
-        torch.set_rng_state(state["cpu"])
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def model_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What to generate with and to judge by, for `load_state_dict`: the averaged weights where there are some."""
+    weights = part_of(checkpoint, "model")
+    return weights | {name: value.to(weights[name].dtype) for name, value in part_of(checkpoint, "average").items()}
