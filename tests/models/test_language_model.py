@@ -15,7 +15,7 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 def tiny(architecture: str, width: int = 32) -> LanguageModel:
     torch.manual_seed(0)
-    return LanguageModel(architecture_config(architecture, width))
+    return LanguageModel(architecture_config(architecture, width)).eval()
 
 
 @each_architecture
@@ -123,7 +123,7 @@ def test_what_a_stored_configuration_has_wrong_is_named(change: dict[str, object
 
 
 def test_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'perceptron', expected one of transformer, mamba"):
+    with pytest.raises(InputError, match=r"'perceptron', expected one of transformer, mamba, mor"):
         architecture_config("perceptron", 8)
 
 

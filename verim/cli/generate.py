@@ -16,7 +16,11 @@ import tyro
 from verim.errors import InputError
 from verim.generate import Completion, Event, Limits, Sampling, Speculation, collect, generate
 from verim.generate.loading import Loaded, load_for_generation
+from verim.report.depths import depths_page
 from verim.runtime.allocator import keep_freed_blocks
+from verim.runtime.files import write_text
+
+_COLOURS = (24, 30, 64, 94, 130, 88)  # of a terminal's 256: blue for one recursion, red for six and more
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ class GenerateCommand:
     rows: int = 16
     """So many prompts at once."""
 
+    show_depth: bool = False
+    """Colour every piece of text by the recursions that were taken to predict it (Mixture-of-Recursions)."""
+
+    depth_page: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the same as a page of HTML."""
+
     device: str | None = None
     """cpu, cuda or cuda:N; a GPU where there is one, if none is given."""
 
@@ -84,6 +94,7 @@ class GenerateCommand:
         keep_freed_blocks()
         with _warnings_as_lines():
             loaded = _load(self.model, device)
+            self._require_depths(loaded)
             if not self.endless:
                 sampling = replace(sampling, stop_tokens=loaded.end_tokens)
             prompts = [loaded.encode(_text(prompt)) for prompt in self.prompt]
@@ -105,8 +116,26 @@ class GenerateCommand:
                     for number, prompt in enumerate(prompts)
                 ]
                 events = _one_after_another(speculations)
+            pieces: list[list[tuple[str, int]]] = [[] for _ in prompts]
+            events = _noted(events, pieces)
             done = collect(events if self.json else self._shown(events), len(prompts))
         self._tell(done, prompts, speculations, time.perf_counter() - began)
+        if self.depth_page is not None and loaded.model.routed is not None:
+            recursions = loaded.model.routed.config.recursions
+            write_text(self.depth_page, depths_page(zip(self.prompt, pieces, strict=True), recursions))
+
+    def _require_depths(self, loaded: Loaded) -> None:
+        for option, given in (("--show-depth", self.show_depth), ("--depth-page", self.depth_page is not None)):
+            if given and loaded.model.routed is None:
+                raise InputError(
+                    f"{option}: all tokens of {self.model} take the same depth; expected a model with routing"
+                )
+            if given and self.draft is not None:
+                raise InputError(
+                    f"{option}: with --draft tokens are judged several at a time; leave one of the two out"
+                )
+            if given and self.json and option == "--show-depth":
+                raise InputError("--show-depth: --json prints no text, but tells the depths; leave one of the two out")
 
     def _sampling(self) -> Sampling:
         return Sampling(
@@ -134,13 +163,21 @@ class GenerateCommand:
         texts, finished, told = [""] * len(self.prompt), [False] * len(self.prompt), 0
         for event in events:
             if len(self.prompt) == 1:
-                print(_printable(event.text), end="\n" if event.finish else "", flush=True)
-            texts[event.request] += event.text
+                print(self._coloured(event), end="\n" if event.finish else "", flush=True)
+            texts[event.request] += self._coloured(event)
             finished[event.request] = event.finish != ""
             while len(self.prompt) > 1 and told < len(self.prompt) and finished[told]:
-                print(_printable(f"--- {self.prompt[told]}\n{texts[told]}"), flush=True)
+                print(f"{_printable(f'--- {self.prompt[told]}')}\n{texts[told]}", flush=True)
                 told += 1
             yield event
+
+    def _coloured(self, event: Event) -> str:
+        text = _printable(event.text)
+        return (
+            f"\033[48;5;{_COLOURS[min(event.depth, len(_COLOURS)) - 1]}m{text}\033[0m"
+            if self.show_depth and text
+            else text
+        )
 
     def _tell(
         self, done: list[Completion], prompts: list[list[int]], speculations: list[Speculation], seconds: float
@@ -152,6 +189,10 @@ class GenerateCommand:
             proposed, accepted = (sum(getattr(one, name) for one in speculations) for name in ("proposed", "accepted"))
             record |= {"proposed": proposed, "accepted": accepted}
             line += f"; {accepted} of {proposed} proposals accepted"
+        depths = [depth for completion in done for depth in completion.depths]
+        if depths:
+            record["mean_depth"] = sum(depths) / len(depths)
+            line += f"; mean depth {record['mean_depth']:.2f}"
         if not self.json:
             print(f"verim: {line}", file=sys.stderr)
             return
@@ -174,6 +215,13 @@ def _one_after_another(speculations: list[Speculation]) -> Iterator[Event]:
     for number, speculation in enumerate(speculations):
         for event in speculation.events():
             yield event._replace(request=number)
+
+
+def _noted(events: Iterator[Event], pieces: list[list[tuple[str, int]]]) -> Iterator[Event]:
+    """The events; their texts and depths are added to `pieces`."""
+    for event in events:
+        pieces[event.request].append((event.text, event.depth))
+        yield event
 
 
 def _text(prompt: str) -> str:

@@ -25,6 +25,10 @@ class Reading:
     def of(cls, requests: list[Request], device: torch.device) -> "Reading":
         return cls(requests, torch.tensor([request.prompt for request in requests], device=device))
 
+    def bytes(self) -> int:
+        """Bytes of the states that are held."""
+        return 0 if self.state is None else self.state.bytes()
+
     def where(self, keep: Callable[[Request], bool]) -> "Reading | None":
         """The requests that are to be kept alone; None where there is none."""
         rows = _rows(self.requests, keep, self.tokens.device)
@@ -44,22 +48,27 @@ class Decoding:
     tokens: Int[Tensor, "rows 1"]
     state: StackState
     sampler: Sampler
+    vocab: int
 
     @classmethod
     def of(cls, requests: list[Request], tokens: Int[Tensor, "rows 1"], state: StackState, vocab: int) -> "Decoding":
-        return cls(requests, tokens, state, sampler_of(requests, vocab, tokens.device))
+        return cls(requests, tokens, state, sampler_of(requests, vocab, tokens.device), vocab)
+
+    def bytes(self) -> int:
+        """Bytes of the states that are held."""
+        return self.state.bytes()
 
     @classmethod
-    def join(cls, parts: Sequence["Decoding"], vocab: int) -> "Decoding":
+    def join(cls, parts: Sequence["Decoding"]) -> "Decoding":
         """All requests of `parts` as one batch."""
         return cls.of(
             [request for part in parts for request in part.requests],
             torch.cat([part.tokens for part in parts]),
             StackState.join([part.state for part in parts]),
-            vocab,
+            parts[0].vocab,
         )
 
-    def where(self, keep: Callable[[Request], bool], vocab: int) -> "Decoding | None":
+    def where(self, keep: Callable[[Request], bool]) -> "Decoding | None":
         """The requests that are to be kept alone; None where there is none."""
         rows = _rows(self.requests, keep, self.tokens.device)
         if rows is None:
@@ -67,7 +76,7 @@ class Decoding:
         if not len(rows):
             return None
         kept = [request for request in self.requests if keep(request)]
-        return Decoding.of(kept, self.tokens[rows], self.state.take(rows), vocab)
+        return Decoding.of(kept, self.tokens[rows], self.state.take(rows), self.vocab)
 
 
 def sampler_of(requests: Sequence[Request], vocab: int, device: torch.device) -> Sampler:

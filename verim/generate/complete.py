@@ -52,7 +52,8 @@ def collect(events: Iterator[Event], requests: int) -> list[Completion]:
     for event in events:
         old = done[event.request]
         old.tokens.append(event.token)
-        done[event.request] = Completion(old.tokens, old.text + event.text, event.finish)
+        depths = (*old.depths, event.depth) if event.depth else old.depths
+        done[event.request] = Completion(old.tokens, old.text + event.text, event.finish, depths)
     return done
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from verim.errors import InputError
 from verim.generate.batch import Decoding, Reading, sampler_of
 from verim.generate.checks import check_prompt, fitting, warn_of_context, warn_of_windows
+from verim.generate.depthwise import Depthwise
 from verim.generate.diagnosis import require_finite
 from verim.generate.request import Event, Request
 from verim.generate.sampler import Sampler
@@ -50,6 +51,9 @@ class Engine:
     arXiv 2308.16369, section 4). A row that ends leaves. A request is admitted when the states of all admitted ones
     cannot exceed the limit even if each takes all its tokens, so that none has to be thrown out later.
 
+    Where tokens take depths of their own, a step is one recursion for all that decode (`Depthwise`): those whose token
+    leaves get it then.
+
     The model is put into evaluation mode and must not be changed meanwhile.
     """
 
@@ -58,7 +62,7 @@ class Engine:
         self._device, self._vocab = model.embedding.weight.device, model.config.vocab
         self._waiting: deque[Request] = deque()
         self._reading: Reading | None = None
-        self._decoding: Decoding | None = None
+        self._decoding: Decoding | Depthwise | None = None
         self._layers = sum(1 for _ in model.layers())
         self._numbers = 0
         self._warned = False
@@ -92,7 +96,7 @@ class Engine:
 
         self._waiting = deque(filter(other, self._waiting))
         self._reading = self._reading and self._reading.where(other)
-        self._decoding = self._decoding and self._decoding.where(other, self._vocab)
+        self._decoding = self._decoding and self._decoding.where(other)
 
     @property
     def busy(self) -> bool:
@@ -106,8 +110,7 @@ class Engine:
 
     def state_bytes(self) -> int:
         """Bytes of the states that are held now."""
-        states = [part.state for part in (self._reading, self._decoding) if part is not None]
-        return sum(state.bytes() for state in states if state is not None)
+        return sum(part.bytes() for part in (self._reading, self._decoding) if part is not None)
 
     def events(self) -> Iterator[Event]:
         """Steps until nothing is left to do."""
@@ -126,12 +129,17 @@ class Engine:
             budget -= self._read(self._reading, budget, events)
         return events
 
-    def _decode(self, batch: Decoding) -> list[Event]:
+    def _decode(self, batch: Decoding | Depthwise) -> list[Event]:
+        if isinstance(batch, Depthwise):
+            events = batch.tick(self._draw_depths)
+            if any(event.finish for event in events):
+                self._decoding = batch.where(_goes_on)
+            return events
         logits, state = self.model(batch.tokens, batch.state)
         drawn, events = self._draw(batch.requests, batch.sampler, logits, batch.tokens, batch.state)
         batch.tokens, batch.state = drawn[:, None], state
         if any(event.finish for event in events):
-            self._decoding = batch.where(_goes_on, self._vocab)
+            self._decoding = batch.where(_goes_on)
         return events
 
     def _read(self, batch: Reading, budget: int, events: list[Event]) -> int:
@@ -143,12 +151,30 @@ class Engine:
         if batch.read == length:
             sampler = sampler_of(batch.requests, self._vocab, self._device)
             drawn, first = self._draw(batch.requests, sampler, logits, chunk, before)
-            events += first
+            depths = [0] * rows if self.model.routed is None else state.layers[0].depth.tolist()
+            events += [event._replace(depth=depth) for event, depth in zip(first, depths, strict=True)]
             self._reading = None
-            new = Decoding(batch.requests, drawn[:, None], state, sampler).where(_goes_on, self._vocab)
+            new = Decoding(batch.requests, drawn[:, None], state, sampler, self._vocab).where(_goes_on)
             if new is not None:
-                self._decoding = Decoding.join([self._decoding, new], self._vocab) if self._decoding else new
+                self._go_on(new)
         return chunk.numel()
+
+    def _go_on(self, new: Decoding) -> None:
+        """Adds requests whose prompt has been read to those that decode."""
+        if self.model.routed is not None:
+            one = Depthwise.of(self.model, new.requests, new.tokens[:, 0], new.state)
+            self._decoding = Depthwise.join([self._decoding, one]) if isinstance(self._decoding, Depthwise) else one
+        else:
+            self._decoding = Decoding.join([self._decoding, new]) if isinstance(self._decoding, Decoding) else new
+
+    def _draw_depths(
+        self, requests: Sequence[Request], logits: Float[Tensor, "rows 1 vocab"], depths: Int[Tensor, "rows"]
+    ) -> list[Event]:
+        """The next tokens of requests that took `depths` recursions for them."""
+        read = torch.tensor([[(request.prompt + request.tokens)[-1]] for request in requests], device=self._device)
+        sampler = sampler_of(requests, self._vocab, self._device)
+        events = self._draw(requests, sampler, logits, read, None)[1]
+        return [event._replace(depth=depth) for event, depth in zip(events, depths.tolist(), strict=True)]
 
     def _draw(
         self,

@@ -15,20 +15,26 @@ class Event(NamedTuple):
 
     `text` is what can be said of its text now (see `TextStream`), empty without a tokenizer; `finish` is why it was
     the last one ("stop": a stop token or string, "length": `max_tokens`), or empty. A stop token is told, its text not.
+    `depth`: recursions that were taken to predict it, 0 where all tokens take as many.
     """
 
     request: int
     token: int
     text: str
     finish: Finish
+    depth: int = 0
 
 
 class Completion(NamedTuple):
-    """All of a request: its tokens (a stop token included), their text up to where it stopped, and why it ended."""
+    """All of a request: its tokens (a stop token included), their text up to where it stopped, and why it ended.
+
+    `depths`: recursions that were taken to predict each token; none where all take as many.
+    """
 
     tokens: list[int]
     text: str
     finish: Finish
+    depths: tuple[int, ...] = ()
 
 
 class Request:

@@ -124,10 +124,13 @@ class LanguageModel(nn.Module):
         self, tokens: Int[Tensor, "batch length"], state: StackState | None = None
     ) -> tuple[Float[Tensor, "batch length width"], StackState]:
         """What the head reads, and the state to go on from."""
-        x = self.embedding(tokens)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
+        x = self.embed(tokens)
         if self.routed is not None:
+            if state is not None and (self.training or state.layers[0] is None):
+                raise InputError(
+                    "state: got one for or from a call in training mode, where routing looks at whole sequences and "
+                    "keeps no state; expected evaluation mode: call eval() before the first"
+                )
             x, whole = self.routed(self._blocks(), x, None if state is None else state.layers[0])
             return self.norm(x), StackState([whole])
         states = [None] * self.config.depth if state is None else state.layers
@@ -136,6 +139,17 @@ class LanguageModel(nn.Module):
             x, new = blocks[index](x, before)
             after.append(new)
         return self.norm(x), StackState(after)
+
+    def embed(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """What the first block reads."""
+        x: Tensor = self.embedding(tokens)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
+
+    def routed_blocks(self) -> tuple[list[Block], list[Block], list[Block]]:
+        """The blocks in front of those that are shared, these, and those behind."""
+        assert self.routed is not None, "without routing all blocks are alike"
+        blocks, outer = self._blocks(), self.routed.config.outer
+        return blocks[:outer], blocks[outer : len(blocks) - outer], blocks[len(blocks) - outer :]
 
     def layers(self) -> Iterator[Layer]:
         """Mixers and feed-forward layers, from the embedding to the head."""
