@@ -125,6 +125,33 @@ def test_halves(dtype):
         assert (mine.double() - right).norm() <= 2 * torch.finfo(dtype).eps * right.norm()
 
 
+PACKINGS = {  # the sizes of documents, heads, kv_heads, options
+    "documents of many tiles": ((2 * TILE + 5, 2 * TILE - 3), 1, 1, {}),
+    "documents smaller than tiles, grouped heads": ((3, TILE - 3, 2, 1, TILE + 1), 2, 1, {}),
+    "one that ends with a tile, and a window": ((2 * TILE, TILE + 3), 1, 1, {"window": TILE // 2}),
+}
+
+
+@pytest.mark.parametrize("case", PACKINGS.values(), ids=PACKINGS)
+def test_documents_agree_with_the_reference(case):
+    sizes, heads, kv_heads, options = case
+    length = sum(sizes)
+    one = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    documents = torch.stack([one, torch.arange(length) // (TILE + 2)]).to(DEVICE)
+    tensors = heads_of(length, length, heads, kv_heads, 8, batch=2)
+    agree(lambda *t: kernel(*t, documents=documents, **options), tensors)
+
+
+def test_documents_beside_a_bias_and_dropout():
+    def op(q, k, v, bias):
+        torch.manual_seed(3)
+        return kernel(q, k, v, bias=bias, dropout=0.3, documents=documents)
+
+    length = 2 * TILE + 3
+    documents = (torch.arange(length, device=DEVICE) // (TILE - 5)).expand(1, length)
+    agree(op, [*heads_of(length, length, 1, 1, 8), normal(1, 1, length, length)])
+
+
 def test_large_scores_do_not_overflow():
     agree(lambda *t: kernel(*t), heads_of(TILE + 3, TILE + 3, 1, 1, 8, scale=1e3), terms=1e3)
 
@@ -158,8 +185,13 @@ def launch_all():
     gpu = importlib.import_module("verim.ops.attention.gpu")
     q, k = (torch.empty(2, 256, heads, 16, dtype=torch.bfloat16) for heads in (4, 2))
     bias, options = q.new_empty(1, 1, 256, 256), (True, 100, 0.1, torch.tensor(1), 0.1)
+    plain = (True, 0, 0.0, None, 0.1)
     out, logsumexp = gpu.attention_forward(q, k, k, bias, *options)
     gpu.attention_backward(q, k, k, bias, out, logsumexp, out, *options, True)
+    spans = torch.zeros(2, 2, 256, dtype=torch.int32)
+    gpu.attention_backward(
+        q, k, k, None, *gpu.attention_forward(q, k, k, None, *plain, spans), out, *plain, False, spans
+    )
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from verim.ops.attention import cpu, fused, one_query, tiled
 from verim.ops.attention.cost import backward_cost, forward_cost
 from verim.ops.attention.dropout import draw_seed
 from verim.ops.attention.reference import attention_reference
+from verim.ops.attention.visible import spans_of
 from verim.ops.backend import FLOATS, takes_fast_path
 from verim.ops.cost import Cost
 from verim.ops.derivatives import is_recorded, refuse_second_derivative
@@ -38,6 +39,7 @@ def attention(
     scale: float | None = None,
     implementation: Implementation = "auto",
     padding: Int[Tensor, "batch"] | None = None,
+    documents: Int[Tensor, "batch length"] | None = None,
 ) -> Float[Tensor, "batch length heads head_dim"]:
     """softmax(scale Q Kᵀ + bias + mask) V for each head (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
 
@@ -58,6 +60,9 @@ def attention(
     - `scale`: None means 1 / sqrt(head_dim).
     - `padding` [batch], int64: nobody sees the first so many keys of a sequence. Sequences of different length are
       aligned at the end so.
+    - `documents` [batch, length], int32 or int64, for `causal` calls with as many queries as keys: sequences packed one
+      behind the other, numbered by position. A query sees its own alone: keys back to where the number last changed.
+      Tiles before that are not computed, so many short documents cost as much less as the pairs that are left.
     - `implementation`: "kernel" (Numba or Triton), "tiled" (the same algorithm over torch's matrix products, for any
       device and type), "torch" (torch's own fused CPU kernel, which knows neither windows, biases nor dropout), or
       "auto": "tiled" for float64, "torch" for up to 16 queries on the CPU where it knows the call, else "kernel"; one
@@ -80,7 +85,8 @@ def attention(
     tensor([1., 3.])
     """
     q, k, v = follow_autocast(q, k, v, lower=True)
-    if implementation == "auto" and bias is None and not dropout and _is_one_query(q, k, v, window, padding):
+    plain = bias is None and documents is None and not dropout
+    if implementation == "auto" and plain and _is_one_query(q, k, v, window, padding):
         scale = q.shape[3] ** -0.5 if scale is None else scale
         return one_query_attention(q, k, v, padding, min(window or 0, k.shape[1]), float(scale))
     _check(q, k, v, dropout, window, padding)
@@ -90,7 +96,8 @@ def attention(
     window = 0 if window is None else min(window, q.shape[1] + k.shape[1])  # a wider one hides nothing
     if padding is not None:
         bias = _with_padding(bias, padding, q, k)
-    options = bias, bool(causal), window, float(dropout), seed, float(scale)
+    spans = None if documents is None else _spans(_NAME, documents, causal, q, k)
+    options = bias, bool(causal), window, float(dropout), seed, float(scale), spans
     if not takes_fast_path(_NAME, q, _TYPES):
         return attention_reference(q, k, v, *options)
     chosen = _choice(q, k, *options) if implementation == "auto" else implementation
@@ -109,12 +116,14 @@ def rotary_attention(
     sines: Float[Tensor, "length half"],
     causal: bool = True,
     scale: float | None = None,
+    documents: Int[Tensor, "batch length"] | None = None,
 ) -> Float[Tensor, "batch length heads head_dim"]:
     """`attention` of the packed queries, keys and values, with queries and keys rotated by their positions first.
 
     The same as `attention(rotary(q, ...), rotary(k, ...), v)` with q, k, v = qkv.unbind(2); see `rotary` for the
     rotation. The fast version rotates while it loads, and its backward pass writes one packed gradient: neither
     rotated copies nor separate gradients exist. The tables get no gradient; beside halves they may be float32.
+    `documents` as in `attention`.
 
     Raises `InputError` (a ValueError) for a wrong shape, data type or device.
 
@@ -125,13 +134,14 @@ def rotary_attention(
     (qkv,) = follow_autocast(qkv, lower=True)
     _check_packed(qkv, cosines, sines)
     scale = qkv.shape[4] ** -0.5 if scale is None else scale
+    spans = None if documents is None else _spans(_ROTARY_NAME, documents, causal, qkv, qkv)
     if not takes_fast_path(_ROTARY_NAME, qkv, FLOATS):
         q, k = rotary_reference(qkv[:, :, :2], cosines, sines).unbind(2)
-        return attention_reference(q, k, qkv[:, :, 2], None, causal, 0, 0.0, None, scale)
+        return attention_reference(q, k, qkv[:, :, 2], None, causal, 0, 0.0, None, scale, spans)
     if is_recorded(qkv):
-        result: Tensor = _RotaryAttention.apply(qkv, cosines, sines, causal, scale)
+        result: Tensor = _RotaryAttention.apply(qkv, cosines, sines, causal, scale, spans)
         return result
-    return rotary_attention_forward(qkv, cosines, sines, causal, scale)[0]
+    return rotary_attention_forward(qkv, cosines, sines, causal, scale, spans)[0]
 
 
 class _Attention(torch.autograd.Function):
@@ -150,22 +160,23 @@ class _Attention(torch.autograd.Function):
         dropout: float,
         seed: Tensor | None,
         scale: float,
+        spans: Tensor | None,
     ) -> Tensor:
-        out, logsumexp = _KERNELS[implementation][0](q, k, v, bias, causal, window, dropout, seed, scale)
-        ctx.save_for_backward(q, k, v, bias, out, logsumexp, seed)
+        out, logsumexp = _KERNELS[implementation][0](q, k, v, bias, causal, window, dropout, seed, scale, spans)
+        ctx.save_for_backward(q, k, v, bias, out, logsumexp, seed, spans)
         ctx.implementation, ctx.options = implementation, (causal, window, dropout, scale)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative(_NAME)
-        q, k, v, bias, out, logsumexp, seed = ctx.saved_tensors
+        q, k, v, bias, out, logsumexp, seed, spans = ctx.saved_tensors
         causal, window, dropout, scale = ctx.options
         of_bias = ctx.needs_input_grad[4]
         dq, dk, dv, dbias = _KERNELS[ctx.implementation][1](
-            q, k, v, bias, out, logsumexp, gradients[0], causal, window, dropout, seed, scale, of_bias
+            q, k, v, bias, out, logsumexp, gradients[0], causal, window, dropout, seed, scale, of_bias, spans
         )
-        return None, dq, dk, dv, dbias if of_bias else None, None, None, None, None, None
+        return None, dq, dk, dv, dbias if of_bias else None, None, None, None, None, None, None
 
 
 class _Fused(torch.autograd.Function):
@@ -188,17 +199,26 @@ class _RotaryAttention(torch.autograd.Function):
     """The same with rotation, from one packed tensor to one packed gradient."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float) -> Tensor:
-        out, logsumexp = rotary_attention_forward(qkv, cosines, sines, causal, scale)
-        ctx.save_for_backward(qkv, cosines, sines, out, logsumexp)
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+        causal: bool,
+        scale: float,
+        spans: Tensor | None,
+    ) -> Tensor:
+        out, logsumexp = rotary_attention_forward(qkv, cosines, sines, causal, scale, spans)
+        ctx.save_for_backward(qkv, cosines, sines, out, logsumexp, spans)
         ctx.options = causal, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative(_ROTARY_NAME)
-        dqkv = rotary_attention_backward(*ctx.saved_tensors, gradients[0], *ctx.options)
-        return dqkv, None, None, None, None
+        *saved, spans = ctx.saved_tensors
+        dqkv = rotary_attention_backward(*saved, gradients[0], *ctx.options, spans)
+        return dqkv, None, None, None, None, None
 
 
 def _choice(
@@ -210,12 +230,13 @@ def _choice(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None,
 ) -> Implementation:
     """The fastest for a call."""
     if q.dtype is torch.float64:
         return "tiled"
     few = q.device.type == "cpu" and q.shape[1] <= _FEW_QUERIES
-    return "torch" if few and not _not_fused(q, k, bias, causal, window, dropout) else "kernel"
+    return "torch" if few and not _not_fused(q, k, bias, causal, window, dropout, spans) else "kernel"
 
 
 def _known(implementation: str, q: Tensor) -> str:
@@ -232,10 +253,12 @@ def _known(implementation: str, q: Tensor) -> str:
     )
 
 
-def _not_fused(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, window: int, dropout: float) -> str:
+def _not_fused(
+    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, window: int, dropout: float, spans: Tensor | None
+) -> str:
     """Why torch's fused kernel cannot do a call; empty if it can."""
-    if bias is not None or window or dropout:
-        return "a bias, a window or dropout"
+    if bias is not None or spans is not None or window or dropout:
+        return "a bias, documents, a window or dropout"
     if not q.numel() or not k.numel():
         return "empty tensors"
     if causal and q.shape[1] not in (1, k.shape[1]):
@@ -253,8 +276,9 @@ def _fused(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None,
 ) -> Tensor:
-    reason = _not_fused(q, k, bias, causal, window, dropout)
+    reason = _not_fused(q, k, bias, causal, window, dropout, spans)
     if reason or q.device.type != "cpu":
         raise InputError(
             f"{_NAME}: argument implementation is 'torch', whose fused kernel does not know "
@@ -344,6 +368,23 @@ def _with_padding(bias: Tensor | None, padding: Tensor, q: Tensor, k: Tensor) ->
     return (q.new_zeros(()) if bias is None else bias).masked_fill(hidden, -torch.inf)
 
 
+def _spans(name: str, documents: Tensor, causal: bool, q: Tensor, k: Tensor) -> Tensor:
+    """Where each position's document begins and ends; `q` and `k` begin with [batch, length]."""
+    check_is_tensor(name, "documents", documents)
+    integers = documents.dtype in (torch.int32, torch.int64)
+    if not integers or documents.shape != q.shape[:2] or documents.device != q.device:
+        raise InputError(
+            f"{name}: argument documents is {documents.dtype} of shape {tuple(documents.shape)} on {documents.device}, "
+            f"expected torch.int32 or int64 of shape {tuple(q.shape[:2])}, a number for each position, on {q.device}"
+        )
+    if not causal or k.shape[1] != q.shape[1]:
+        raise InputError(
+            f"{name}: argument documents is given with causal={bool(causal)}, {q.shape[1]} queries and {k.shape[1]} "
+            "keys, expected causal=True and as many queries as keys: pass a bias for other masks"
+        )
+    return spans_of(documents)
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None, padding: Tensor | None = None) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_is_tensor(_NAME, name, tensor)
@@ -421,8 +462,11 @@ def _fake_forward(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(batch, heads, length, dtype=_rows_type(q))
 
 
+_BIAS_GRADIENT = 8  # its place behind the bias
+
+
 def _fake_backward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    wanted = bias if bias is not None and others[-1] else q.new_empty(0)
+    wanted = bias if bias is not None and others[_BIAS_GRADIENT] else q.new_empty(0)
     return q.new_empty(q.shape), q.new_empty(k.shape), q.new_empty(v.shape), wanted.new_empty(wanted.shape)
 
 
@@ -454,17 +498,19 @@ def _one_query_cost(
 
 
 _FORWARD = (
-    "(Tensor q, Tensor k, Tensor v, Tensor? bias, bool causal, SymInt window, float dropout, Tensor? seed, float scale)"
-    " -> (Tensor, Tensor)"
+    "(Tensor q, Tensor k, Tensor v, Tensor? bias, bool causal, SymInt window, float dropout, Tensor? seed, float scale,"
+    " Tensor? spans=None) -> (Tensor, Tensor)"
 )
 _BACKWARD = (
     "(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor logsumexp, Tensor dout, bool causal,"
-    " SymInt window, float dropout, Tensor? seed, float scale, bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)"
+    " SymInt window, float dropout, Tensor? seed, float scale, bool bias_gradient, Tensor? spans=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _forward_kernel(function: Callable[..., Any]) -> Kernel:
-    """Arguments: `bias` with four axes, `window` 0 for none, `seed` a number on the CPU. Results: the output, and the
+    """Arguments: `bias` with four axes, `window` 0 for none, `seed` a number on the CPU, `spans` of `spans_of`: of them
+    the costs, which follow from shapes, know nothing. Results: the output, and the
     logarithm of each row's sum of exponentials [batch, heads, length], +inf where a row sees nothing."""
 
     def cost(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, window: int, *others: Any) -> Cost:
@@ -509,14 +555,14 @@ one_query_attention = Kernel(
 )
 rotary_attention_forward = Kernel(
     cpu.rotary_attention_forward,
-    "(Tensor qkv, Tensor cosines, Tensor sines, bool causal, float scale) -> (Tensor, Tensor)",
+    "(Tensor qkv, Tensor cosines, Tensor sines, bool causal, float scale, Tensor? spans=None) -> (Tensor, Tensor)",
     _fake_rotary_forward,
-    lambda qkv, cosines, sines, causal, scale: _cost_of(forward_cost, qkv[:, :, 0], qkv[:, :, 1], causal),
+    lambda qkv, cosines, sines, causal, *others: _cost_of(forward_cost, qkv[:, :, 0], qkv[:, :, 1], causal),
 )
 rotary_attention_backward = Kernel(
     cpu.rotary_attention_backward,
-    "(Tensor qkv, Tensor cosines, Tensor sines, Tensor out, Tensor logsumexp, Tensor dout, bool causal, float scale)"
-    " -> Tensor",
+    "(Tensor qkv, Tensor cosines, Tensor sines, Tensor out, Tensor logsumexp, Tensor dout, bool causal, float scale,"
+    " Tensor? spans=None) -> Tensor",
     lambda qkv, *others: qkv.new_empty(qkv.shape),
     lambda qkv, *others: _cost_of(backward_cost, qkv[:, :, 0], qkv[:, :, 1], others[5]),
 )

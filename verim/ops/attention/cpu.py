@@ -160,6 +160,7 @@ def _scores_of_block(
     bias_row: int,
     bias_key: int,
     square: int,
+    firsts: int,
 ) -> None:
     """The scores of `count` keys from `key` on, a key to a row: with the bias, and -inf where a lane may not see."""
     for j in range(0, count, 6):
@@ -167,7 +168,9 @@ def _scores_of_block(
         _scores(scores + j * TILE_ROW, TILE_ROW, queries, TILE_ROW, place, line, BYTES, dim)
     if bias != 0:
         _add_bias(scores, bias, bias_row, bias_key, key, min(count, keys - key), rows, square)
-    first = _seen_from(position + rows - 1, window)
+    first, reached = _seen_from(position + rows - 1, window), 0
+    if firsts != 0:
+        first = max(first, np.int64(load_scalar(firsts + (rows - 1) * BYTES)))
     last = _seen_until(position, keys, causal, window)
     if key < first or key + count > last:
         hidden = full(_HIDDEN)
@@ -180,6 +183,10 @@ def _scores_of_block(
                 low = distance - window + 1
             if window != 0:
                 high = distance + window
+            if firsts != 0:  # documents begin one after the other: those that key + j has reached are the first lanes
+                while reached < rows and load_scalar(firsts + reached * BYTES) <= key + j:
+                    reached += 1
+                high = min(high, reached)
             if key + j >= keys:
                 high = 0
             if low > 0 or high < TILE:
@@ -317,6 +324,7 @@ def _forward(
     bias_head: int,
     bias_row: int,
     bias_key: int,
+    documents: int,
     logsumexp: int,
     q: int,
     q_batch: int,
@@ -371,13 +379,16 @@ def _forward(
             here = 0
             if bias != 0:
                 here = bias + batch * bias_batch + head * bias_head + start * bias_row
-            key = _seen_from(position, window)
+            key, firsts = _seen_from(position, window), 0
+            if documents != 0:
+                firsts = documents + (batch * length + start) * BYTES
+                key = max(key, np.int64(load_scalar(firsts)))
             end = _seen_until(position + rows - 1, keys, causal, window)
             while key < end:
                 count = up(min(end - key, BLOCK), STEP)
                 _scores_of_block(
                     scores, queries, key_rows, line, dim, key, count, position, rows, keys, causal, window,
-                    here, bias_row, bias_key, square,
+                    here, bias_row, bias_key, square, firsts,
                 )  # fmt: skip
                 _softmax_of_block(scores, count, largest, total, factors, drawn, drawn + TILE_ROW, key, limit)
                 _multiply_rows(mixed, dim, factors)
@@ -443,6 +454,7 @@ def _backward(
     bias_head: int,
     bias_row: int,
     bias_key: int,
+    documents: int,
     dbias: int,
     logsumexp: int,
     q: int,
@@ -535,13 +547,16 @@ def _backward(
             here = 0
             if bias != 0:
                 here = bias + batch * bias_batch + head * bias_head + start * bias_row
-            key = _seen_from(position, window)
+            key, firsts = _seen_from(position, window), 0
+            if documents != 0:
+                firsts = documents + (batch * length + start) * BYTES
+                key = max(key, np.int64(load_scalar(firsts)))
             end = _seen_until(position + rows - 1, keys, causal, window)
             while key < end:
                 count = up(min(end - key, BLOCK), STEP)
                 _scores_of_block(
                     shares, queries, key_rows, line, dim, key, count, position, rows, keys, causal, window,
-                    here, bias_row, bias_key, square,
+                    here, bias_row, bias_key, square, firsts,
                 )  # fmt: skip
                 for j in range(0, count, 6):
                     place = value_rows + (key + j) * line
@@ -578,10 +593,11 @@ def attention_forward(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the logarithm of the sum of exponentials of each row. Arguments are unchecked."""
     out = torch.empty(q.shape, dtype=torch.float32, device="cpu")
-    logsumexp = _run_forward(q, k, v, None, bias, causal, window, dropout, seed, scale, out)
+    logsumexp = _run_forward(q, k, v, None, bias, causal, window, dropout, seed, scale, spans, out)
     return out.to(q.dtype), logsumexp
 
 
@@ -599,29 +615,30 @@ def attention_backward(
     seed: Tensor | None,
     scale: float,
     bias_gradient: bool,
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, and of the bias if wanted, else an empty tensor. Arguments are unchecked."""
     every = q.shape[0], q.shape[2], q.shape[1], k.shape[1]
     if bias is not None and bias_gradient and bias.shape != every:  # which sums over what several tasks compute
         return tiled_attention_backward(
-            q, k, v, bias, out, logsumexp, dout, causal, window, dropout, seed, scale, bias_gradient
+            q, k, v, bias, out, logsumexp, dout, causal, window, dropout, seed, scale, bias_gradient, spans
         )
     dbias = torch.zeros(every if bias_gradient else (0,), dtype=torch.float32, device="cpu")
     dq, dk, dv = (torch.empty(tensor.shape, dtype=torch.float32, device="cpu") for tensor in (q, k, v))
     given = out, logsumexp, dout, dq, dk, dv, dbias
-    _run_backward(q, k, v, None, bias, causal, window, dropout, seed, scale, *given)
+    _run_backward(q, k, v, None, bias, causal, window, dropout, seed, scale, spans, *given)
     wanted = q.dtype if bias is None else bias.dtype
     return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dbias.to(wanted if bias_gradient else q.dtype)
 
 
 def rotary_attention_forward(
-    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float
+    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float, spans: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The output [batch, length, heads, head_dim] and the logarithm of each row's sum of exponentials."""
     batch, length, _, heads, dim = qkv.shape
     out = torch.empty(batch, length, heads, dim, dtype=torch.float32, device="cpu")
     q, k, v = qkv.unbind(2)
-    logsumexp = _run_forward(q, k, v, (cosines, sines), None, causal, 0, 0.0, None, scale, out)
+    logsumexp = _run_forward(q, k, v, (cosines, sines), None, causal, 0, 0.0, None, scale, spans, out)
     return out.to(qkv.dtype), logsumexp
 
 
@@ -634,12 +651,13 @@ def rotary_attention_backward(
     dout: Tensor,
     causal: bool,
     scale: float,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """The gradient of qkv."""
     dqkv = torch.empty(qkv.shape, dtype=torch.float32, device="cpu")
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), dqkv.unbind(2)
     given = out, logsumexp, dout, dq, dk, dv, dqkv.new_empty(0)
-    _run_backward(q, k, v, (cosines, sines), None, causal, 0, 0.0, None, scale, *given)
+    _run_backward(q, k, v, (cosines, sines), None, causal, 0, 0.0, None, scale, spans, *given)
     return dqkv.to(qkv.dtype)
 
 
@@ -654,6 +672,7 @@ def _run_forward(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None,
     out: Tensor,
 ) -> Tensor:
     """Writes into `out`; the logarithms of the sums of exponentials."""
@@ -661,7 +680,7 @@ def _run_forward(
     keys, kv_heads = k.shape[1:3]
     logsumexp = torch.empty(batch, heads, length, dtype=torch.float32, device="cpu")
     parts = _parts(q, k, _FORWARD_TASKS)
-    given = _Given(q, k, v, tables, bias, causal, window, dropout, seed, scale, parts)
+    given = _Given(q, k, v, tables, bias, causal, window, dropout, seed, scale, spans, parts)
     places = [number for tensor in (given.q, given.k, given.v, out) for number in _place(tensor)]
     arguments = (*given.options, logsumexp.data_ptr(), *places)
     work = _FORWARD_NANOSECONDS * batch * heads * pairs(length, keys, causal, window) * dim
@@ -682,6 +701,7 @@ def _run_backward(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None,
     out: Tensor,
     logsumexp: Tensor,
     dout: Tensor,
@@ -694,7 +714,7 @@ def _run_backward(
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     parts = _parts(q, k, _BACKWARD_TASKS)
-    given = _Given(q, k, v, tables, bias, causal, window, dropout, seed, scale, parts)
+    given = _Given(q, k, v, tables, bias, causal, window, dropout, seed, scale, spans, parts)
     out, dout = (_rows(tensor) for tensor in widen(out, dout))
     sums = torch.empty(2, parts, *k.shape, dtype=torch.float32, device="cpu") if parts > 1 else None
     of_keys, of_values = (dk[None], dv[None]) if sums is None else sums
@@ -725,6 +745,7 @@ class _Given:
         dropout: float,
         seed: Tensor | None,
         scale: float,
+        spans: Tensor | None,
         parts: int,
     ) -> None:
         batch, length, heads, dim = q.shape
@@ -742,8 +763,12 @@ class _Given:
             self.kept.append(bias)
             steps = zip(bias.shape, bias.stride(), strict=True)
             of_bias = bias.data_ptr(), *(0 if size == 1 else BYTES * stride for size, stride in steps)
+        of_documents = 0
+        if spans is not None:  # as floats, which are exact up to 2^24
+            self.kept.append(spans[0].to(torch.float32, memory_format=torch.contiguous_format))
+            of_documents = self.kept[-1].data_ptr()
         self.options: tuple[int | float, ...] = (parts, batch, heads, k.shape[2], length, k.shape[1], dim, int(causal))
-        self.options += (window, scale * LOG2_E, *of_tables, *of_words, *of_bias)
+        self.options += (window, scale * LOG2_E, *of_tables, *of_words, *of_bias, of_documents)
 
 
 def _parts(q: Tensor, k: Tensor, tasks: int) -> int:

@@ -47,16 +47,17 @@ def attention_forward(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the logarithm of the sum of exponentials of each row (infinite where nothing is seen)."""
     if scale < 0:  # the kernel scales a maximum
         q, scale = -q, -scale
-    call = _Call(q, k, v, bias, causal, window, dropout, seed, scale)
+    call = _Call(q, k, v, bias, causal, window, dropout, seed, scale, spans)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     logsumexp = torch.empty(call.batch, call.heads, call.length, dtype=torch.float32, device=q.device)
     tiles = tiles_of("_forward", q, more=bias is not None or dropout > 0)
     programs = call.batch * call.heads * triton.cdiv(call.length, tiles.rows)
-    call.launch(_forward, programs, tiles, out, logsumexp, EDGE=window > 0)
+    call.launch(_forward, programs, tiles, out, logsumexp, EDGE=window > 0 or spans is not None)
     return out, logsumexp
 
 
@@ -74,9 +75,10 @@ def attention_backward(
     seed: Tensor | None,
     scale: float,
     bias_gradient: bool,
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, and of the bias if wanted, else an empty tensor."""
-    call = _Call(q, k, v, bias, causal, window, dropout, seed, scale)
+    call = _Call(q, k, v, bias, causal, window, dropout, seed, scale, spans)
     batch, heads, length, keys = call.batch, call.heads, call.length, call.keys
     logarithms, products = (torch.empty_like(logsumexp, memory_format=torch.contiguous_format) for _ in range(2))
     upstream, out = _placed(dout), out.contiguous()
@@ -96,7 +98,7 @@ def attention_backward(
     call.launch(_backward_of_keys, programs, tiles, upstream, dk, dv, sums, EDGE=limited, SUMMED=by_key)
     tiles = tiles_of("_backward_of_queries", q, more)
     programs = batch * heads * triton.cdiv(length, tiles.rows)
-    call.launch(_backward_of_queries, programs, tiles, upstream, dq, EDGE=window > 0)
+    call.launch(_backward_of_queries, programs, tiles, upstream, dq, EDGE=window > 0 or spans is not None)
 
     if wanted is None:
         return dq, dk, dv, torch.empty(0, dtype=q.dtype if bias is None else bias.dtype, device=q.device)
@@ -112,11 +114,11 @@ def attention_backward(
 
 
 def rotary_attention_forward(
-    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float
+    qkv: Tensor, cosines: Tensor, sines: Tensor, causal: bool, scale: float, spans: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The output [batch, length, heads, head_dim] and the logarithm of each row's sum of exponentials."""
     q, k = _rotated(qkv[:, :, :2], cosines, sines).unbind(2)
-    return attention_forward(q, k, qkv[:, :, 2], None, causal, 0, 0.0, None, scale)
+    return attention_forward(q, k, qkv[:, :, 2], None, causal, 0, 0.0, None, scale, spans)
 
 
 def rotary_attention_backward(
@@ -128,10 +130,11 @@ def rotary_attention_backward(
     dout: Tensor,
     causal: bool,
     scale: float,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """The gradient of qkv."""
     q, k = _rotated(qkv[:, :, :2], cosines, sines).unbind(2)
-    options = causal, 0, 0.0, None, scale, False
+    options = causal, 0, 0.0, None, scale, False, spans
     dq, dk, dv, _ = attention_backward(q, k, qkv[:, :, 2], None, out, logsumexp, dout, *options)
     return torch.cat([_rotated(torch.stack([dq, dk], 2), cosines, -sines), dv[:, :, None]], 2)
 
@@ -155,6 +158,7 @@ class _Call:
         dropout: float,
         seed: Tensor | None,
         scale: float,
+        spans: Tensor | None,
     ) -> None:
         self.batch, self.length, self.heads, self.dim = q.shape
         self.keys, kv_heads = k.shape[1:3]
@@ -169,13 +173,14 @@ class _Call:
             *(_placed(q), _placed(k), _placed(v), (bias, *((0,) * 4 if bias is None else bias.expand(shape).stride()))),
             *(words, self.heads, max(self.heads // max(kv_heads, 1), 1), self.length, self.keys),
             *(self.keys - self.length, before, 0 if causal else before),
-            *(scale * _LOG2_E.value, least, 1 - dropout),
+            *(scale * _LOG2_E.value, least, 1 - dropout, spans),
         )
         self._constants = {
             "DIM": self.dim,
             "PADDED": padded_to(self.dim),
             "BIASED": bias is not None,
             "DROPPED": dropout > 0,
+            "PACKED": spans is not None,
             "TYPE": _multiplied_as(q),
             "PRECISION": _precision(q),
         }
@@ -252,8 +257,11 @@ def _store(address, tile, rows, end, stride, DIM: tl.constexpr, PADDED: tl.const
 
 
 @triton.jit
-def _scores(products, i, j, bias, band, scale, MASKED: tl.constexpr, BIASED: tl.constexpr):
-    """The scores of queries i and keys j, times log2(e); where MASKED -inf for what is not seen."""
+def _scores(products, i, j, firsts, bias, band, scale, MASKED: tl.constexpr, BIASED: tl.constexpr):
+    """The scores of queries i and keys j, times log2(e); where MASKED -inf for what is not seen.
+
+    `firsts`: the first key of each query's document (0 without documents).
+    """
     length, keys, shift, before, after = band
     scores = products * scale
     if BIASED:
@@ -262,7 +270,7 @@ def _scores(products, i, j, bias, band, scale, MASKED: tl.constexpr, BIASED: tl.
         scores += tl.load(address + row + tl.minimum(j, keys - 1).to(tl.int64) * of_column).to(tl.float32) * _LOG2_E
     if MASKED:
         ahead = j - i - shift
-        seen = (ahead >= -before) & (ahead <= after) & (j < keys) & (i < length)
+        seen = (ahead >= -before) & (ahead <= after) & (j < keys) & (i < length) & (j >= firsts)
         scores = tl.where(seen, scores, float("-inf"))
     return scores
 
@@ -288,10 +296,28 @@ def _words(words, place, total, inside, DROPPED: tl.constexpr):
 
 
 @triton.jit
+def _sequence(spans, batch, length, PACKED: tl.constexpr):
+    """The address of a sequence's spans."""
+    if PACKED:
+        spans += batch.to(tl.int64) * length
+    return spans
+
+
+@triton.jit
+def _firsts(spans, rows, length, PACKED: tl.constexpr):
+    """The first key of each query's document; 0 without documents."""
+    firsts = rows * 0
+    if PACKED:
+        firsts = tl.load(spans + rows, mask=rows < length, other=0)
+    return firsts
+
+
+@triton.jit
 def _attend(
     state,
     query,
     rows,
+    firsts,
     key_place,
     value_place,
     bias,
@@ -317,7 +343,9 @@ def _attend(
         key = _load(key_place, columns, band[1], DIM, PADDED, MASKED, TYPE)
         products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if MASKED or BIASED:
-            scores = _scores(products, rows[:, None], columns[None, :], bias, band, scale, MASKED, BIASED)
+            scores = _scores(
+                products, rows[:, None], columns[None, :], firsts[:, None], bias, band, scale, MASKED, BIASED
+            )
             top = tl.maximum(largest, tl.max(scores, 1))
             base = tl.where(top == float("-inf"), 0.0, top)  # rows that have seen nothing yet
             weights = tl.exp2(scores - base[:, None])
@@ -352,6 +380,7 @@ def _forward(
     scale,
     least,
     remain,
+    spans,
     out,
     logsumexp,
     ROWS: tl.constexpr,
@@ -361,6 +390,7 @@ def _forward(
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
     DROPPED: tl.constexpr,
+    PACKED: tl.constexpr,
     TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -382,7 +412,14 @@ def _forward(
         tl.full((ROWS,), float("-inf"), tl.float32),
         tl.zeros((ROWS,), tl.float32),
     )
-    low, whole, broken, high = _seen(first, tl.minimum(first + ROWS, length) - 1, shift, before, after, keys, COLUMNS)
+    own = _sequence(spans, batch, length, PACKED)
+    firsts = _firsts(own, rows, length, PACKED)
+    last = tl.minimum(first + ROWS, length) - 1
+    low, whole, broken, high = _seen(first, last, shift, before, after, keys, COLUMNS)
+    if PACKED:
+        low = tl.maximum(low, tl.load(own + first) // COLUMNS * COLUMNS)
+        whole = tl.maximum(whole, (tl.load(own + last) + COLUMNS - 1) // COLUMNS * COLUMNS)
+        broken = tl.maximum(whole, broken)
     for part in tl.static_range(0 if EDGE else 1, 3):
         start = low if part == 0 else whole if part == 1 else broken
         stop = tl.minimum(whole, high) if part == 0 else broken if part == 1 else high
@@ -390,6 +427,7 @@ def _forward(
             state,
             query,
             rows,
+            firsts,
             key,
             value,
             added,
@@ -461,6 +499,7 @@ def _differentiate(
     gains,
     i,
     j,
+    firsts,
     logarithms,
     means,
     bias,
@@ -474,7 +513,7 @@ def _differentiate(
     DROPPED: tl.constexpr,
 ):
     """The probabilities that were kept, and the gradient of the scores, from q k and dout v of queries i and keys j."""
-    weights = tl.exp2(_scores(products, i, j, bias, band, scale, MASKED, BIASED) - logarithms)
+    weights = tl.exp2(_scores(products, i, j, firsts, bias, band, scale, MASKED, BIASED) - logarithms)
     kept_weights = weights
     if DROPPED:
         kept = _kept(words, j, least)
@@ -493,10 +532,12 @@ def _walk_queries(
     of_rows,
     bias,
     words,
+    spans,
     low,
     high,
     band,
     numbers,
+    PACKED: tl.constexpr,
     MASKED: tl.constexpr,
     ROWS: tl.constexpr,
     SUMMED: tl.constexpr,
@@ -526,6 +567,7 @@ def _walk_queries(
             gains,
             rows[None, :],
             columns[:, None],
+            _firsts(spans, rows, band[0], PACKED)[None, :],
             logarithm,
             mean,
             bias,
@@ -562,6 +604,7 @@ def _backward_of_keys(
     scale,
     least,
     remain,
+    spans,
     upstream,
     dk,
     dv,
@@ -574,6 +617,7 @@ def _backward_of_keys(
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
     DROPPED: tl.constexpr,
+    PACKED: tl.constexpr,
     TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -591,6 +635,11 @@ def _backward_of_keys(
     dkey, dvalue = tl.zeros((COLUMNS, PADDED), tl.float32), tl.zeros((COLUMNS, PADDED), tl.float32)
     # seen from a key the window is reversed
     low, whole, broken, high = _seen(first, tl.minimum(first + COLUMNS, keys) - 1, -shift, after, before, length, ROWS)
+    own = _sequence(spans, batch, length, PACKED)
+    if PACKED:  # a key is seen up to the end of its document
+        ends = own + (tl.num_programs(0) // tiles // kv_heads).to(tl.int64) * length
+        high = tl.minimum(high, tl.load(ends + tl.minimum(first + COLUMNS, keys) - 1))
+        broken = tl.maximum(whole, tl.minimum(broken, tl.load(ends + first) // ROWS * ROWS))
     address, of_batch, of_row, of_head, logarithms, products = upstream
     for member in range(group):
         head = kv_head * group + member
@@ -614,10 +663,12 @@ def _backward_of_keys(
                 (logarithms + place, products + place, total),
                 added,
                 drawn,
+                own,
                 start,
                 stop,
                 band,
                 (scale, least, remain),
+                PACKED,
                 part != 1,
                 ROWS,
                 SUMMED,
@@ -642,6 +693,7 @@ def _walk_keys(
     query,
     gradient,
     rows,
+    firsts,
     of_rows,
     key_place,
     value_place,
@@ -675,6 +727,7 @@ def _walk_keys(
             gains,
             rows[:, None],
             columns[None, :],
+            firsts[:, None],
             logarithm[:, None],
             mean[:, None],
             bias,
@@ -708,6 +761,7 @@ def _backward_of_queries(
     scale,
     least,
     remain,
+    spans,
     upstream,
     dq,
     ROWS: tl.constexpr,
@@ -717,6 +771,7 @@ def _backward_of_queries(
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
     DROPPED: tl.constexpr,
+    PACKED: tl.constexpr,
     TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -738,7 +793,14 @@ def _backward_of_queries(
     added = _bias_of(bias, batch, head, BIASED)
     drawn = _words(words, place + rows, tl.num_programs(0) // tiles * length.to(tl.int64), inside, DROPPED)
     dquery = tl.zeros((ROWS, PADDED), tl.float32)
-    low, whole, broken, high = _seen(first, tl.minimum(first + ROWS, length) - 1, shift, before, after, keys, COLUMNS)
+    own = _sequence(spans, batch, length, PACKED)
+    firsts = _firsts(own, rows, length, PACKED)
+    last = tl.minimum(first + ROWS, length) - 1
+    low, whole, broken, high = _seen(first, last, shift, before, after, keys, COLUMNS)
+    if PACKED:
+        low = tl.maximum(low, tl.load(own + first) // COLUMNS * COLUMNS)
+        whole = tl.maximum(whole, (tl.load(own + last) + COLUMNS - 1) // COLUMNS * COLUMNS)
+        broken = tl.maximum(whole, broken)
     for part in tl.static_range(0 if EDGE else 1, 3):
         start = low if part == 0 else whole if part == 1 else broken
         stop = tl.minimum(whole, high) if part == 0 else broken if part == 1 else high
@@ -747,6 +809,7 @@ def _backward_of_queries(
             query,
             gradient,
             rows,
+            firsts,
             (logarithm, mean),
             key,
             value,
@@ -786,6 +849,7 @@ def _backward_of_bias(
     scale,
     least,
     remain,
+    spans,
     upstream,
     dbias,
     bias_heads,
@@ -798,6 +862,7 @@ def _backward_of_bias(
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
     DROPPED: tl.constexpr,
+    PACKED: tl.constexpr,
     TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -827,6 +892,7 @@ def _backward_of_bias(
             gains,
             rows[:, None],
             columns[None, :],
+            _firsts(_sequence(spans, batch, length, PACKED), rows, length, PACKED)[:, None],
             tl.load(logarithms + place + rows, mask=inside, other=0.0)[:, None],
             tl.load(products + place + rows, mask=inside, other=0.0)[:, None],
             _bias_of(bias, batch, head, BIASED),

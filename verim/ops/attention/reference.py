@@ -18,8 +18,9 @@ def attention_reference(
     dropout: float,
     seed: Int[Tensor, ""] | None,
     scale: float,
+    spans: Int[Tensor, "2 batch length"] | None = None,
 ) -> Float[Tensor, "batch length heads head_dim"]:
-    """See `verim.ops.attention`; `window` 0 means none."""
+    """See `verim.ops.attention`; `window` 0 means none, `spans` are those of `spans_of`, with `causal`."""
     batch, length, heads, _ = q.shape
     keys, group = k.shape[1], heads // k.shape[2]
     k, v = (tensor.repeat_interleave(group, 2) for tensor in (k, v))
@@ -28,6 +29,8 @@ def attention_reference(
         scores = scores + bias
     seen = visible(range(length), range(keys), keys - length, causal, window, q.device)
     scores = scores.masked_fill(~seen, -torch.inf)
+    if spans is not None:
+        scores = scores.masked_fill(torch.arange(keys, device=q.device) < spans[0][:, None, :, None], -torch.inf)
     blind = (scores == -torch.inf).all(-1, keepdim=True)  # rows that see nothing give zeros
     shares = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
     if dropout:

@@ -34,9 +34,10 @@ def tiled_attention_forward(
     dropout: float,
     seed: Tensor | None,
     scale: float,
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the logarithm of the sum of exponentials of each row. Arguments are unchecked."""
-    tiles = _Tiles(q, k, bias, causal, window, dropout, seed)
+    tiles = _Tiles(q, k, bias, causal, window, dropout, seed, spans)
     out, logsumexp = torch.empty(q.shape, dtype=q.dtype, device=q.device), tiles.new_rows()
     keys, values = tiles.by_group(k), tiles.by_group(v)
     for rows in tiles.rows():
@@ -77,9 +78,10 @@ def tiled_attention_backward(
     seed: Tensor | None,
     scale: float,
     bias_gradient: bool,
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, and of the bias if wanted, else an empty tensor. Arguments are unchecked."""
-    tiles = _Tiles(q, k, bias, causal, window, dropout, seed)
+    tiles = _Tiles(q, k, bias, causal, window, dropout, seed, spans)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     keys, values = tiles.by_group(k), tiles.by_group(v)
     dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
@@ -120,11 +122,13 @@ class _Tiles:
         window: int,
         dropout: float,
         seed: Tensor | None,
+        spans: Tensor | None,
     ) -> None:
         self.batch, self.length, self.heads, _ = q.shape
         self.keys, self.kv_heads = k.shape[1], k.shape[2]
         self.device, self.dtype = q.device, torch.float32 if q.dtype in HALVES else q.dtype
         self.bias, self.causal, self.window, self.dropout = bias, causal, window, dropout
+        self.firsts = None if spans is None else spans[0]
         self.words = None
         if dropout:
             assert seed is not None, "dropout draws from a seed"
@@ -146,6 +150,8 @@ class _Tiles:
         offset = self.keys - self.length
         first, _ = span(rows.start + offset, self.keys, self.causal, self.window)
         _, last = span(rows.stop - 1 + offset, self.keys, self.causal, self.window)
+        if self.firsts is not None and self.batch:
+            first = max(first, int(self.firsts[:, rows.start].min()))
         for start in range(first, last, self.side):
             yield range(start, min(start + self.side, last))
 
@@ -183,6 +189,9 @@ class _Tiles:
             _, last = span(rows.start + offset, self.keys, self.causal, self.window)
             if columns.start < first or columns.stop > last:  # not all rows see all columns
                 tile.masked_fill_(~visible(rows, columns, offset, self.causal, self.window, self.device), -torch.inf)
+        if self.firsts is not None:
+            places = torch.arange(columns.start, columns.stop, device=self.device)
+            tile.masked_fill_(places < self.firsts[:, None, rows.start : rows.stop, None], -torch.inf)
         return scores
 
     def drop(self, shares: Tensor, rows: range, columns: range) -> None:

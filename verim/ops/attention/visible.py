@@ -4,7 +4,7 @@ Positions are aligned at the end: query i of `length` stands at position i + key
 """
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
 
@@ -42,3 +42,22 @@ def visible(
     last = 0 if causal else window - 1 if window else columns.stop + rows.stop
     seen = ahead <= last if causal or window else torch.ones_like(ahead, dtype=torch.bool)
     return seen & (ahead > -window) if window else seen
+
+
+def spans_of(documents: Int[Tensor, "batch length"]) -> Int32[Tensor, "2 batch length"]:
+    """Of each position, the first one of its document and the one after its last: runs of equal numbers.
+
+    >>> spans_of(torch.tensor([[4, 4, 5, 4]]))
+    tensor([[[0, 0, 2, 3]],
+    <BLANKLINE>
+            [[2, 2, 3, 4]]], dtype=torch.int32)
+    """
+    length = documents.shape[1]
+    places = torch.arange(length, device=documents.device)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    firsts = torch.where(begins, places, 0).cummax(1).values
+    ends = torch.full_like(firsts, length)
+    ends[:, :-1] = torch.where(begins[:, 1:], places[1:], length)
+    lasts = ends.flip(1).cummin(1).values.flip(1)
+    return torch.stack([firsts, lasts]).int()
