@@ -259,7 +259,9 @@ def test_state_dicts_of_torch_restore_it_too(name: str) -> None:
 
 @each_optimiser
 def test_state_takes_the_bytes_that_are_declared(name: str) -> None:
+    """Of a model with a large matrix, one part of which is frozen."""
     config, model = OPTIMISERS[name](0.01), language_model()
+    model.embedding.requires_grad_(False)
     optimiser = config.build(model)
     train(model, optimiser, range(1))
     state = {key: value for key, value in state_tensors(model, optimiser).items() if not key.startswith("step.")}
@@ -285,12 +287,14 @@ def test_all_weights_of_every_mixer_learn_with_every_optimiser(mixer: str) -> No
 
 @each_optimiser
 def test_clipping_is_the_same_however_it_is_done(name: str) -> None:
+    """One step that is clipped and one that is not: moments remember which."""
     models = [language_model() for _ in range(2)]
-    for clip in (0.1, 1e3):
+    optimisers = [OPTIMISERS[name](0.01).build(model) for model in models]
+    for share in (0.5, 20.0):
         for model in models:
             give_gradients(model)
-        optimisers = [OPTIMISERS[name](0.01).build(model) for model in models]
         norm = gradient_norm(models[0].parameters())
+        clip = share * norm.item()
         torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(models[1].parameters(), clip))
         clipped_step(optimisers[0], norm, clip)
         optimisers[1].step()
@@ -421,6 +425,13 @@ def test_eight_bits_are_two_bytes_a_weight_and_learn_as_float32() -> None:
     assert curves["adamw"][-1] < 0.75 * curves["adamw"][0]
     for exact, eight in zip(*curves.values(), strict=True):
         assert eight == pytest.approx(exact, rel=0.03)
+
+
+@each_optimiser
+def test_a_model_without_weights_to_train_is_refused(name: str) -> None:
+    for model in (nn.ReLU(), nn.Linear(2, 2).requires_grad_(False)):
+        with pytest.raises(InputError, match="no weights to train"):
+            OPTIMISERS[name](0.1).build(model)
 
 
 @pytest.mark.parametrize(

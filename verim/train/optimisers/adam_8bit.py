@@ -7,10 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from verim.errors import InputError
 from verim.ops.adamw import BLOCK, AdamWRule, EightBitTensors, adamw_8bit
 from verim.ops.adamw.codes import encode
 from verim.train.optimisers.adam import ScalingOptimiser, adamw_step, evaluated
-from verim.train.optimisers.config import OptimiserConfig, check_finite, check_fraction, weight_bytes, with_gradient
+from verim.train.optimisers.config import (
+    OptimiserConfig,
+    check_finite,
+    check_fraction,
+    is_sharded,
+    weight_bytes,
+    with_gradient,
+)
 from verim.train.optimisers.groups import WeightGroup, adam_factor, weight_groups
 
 SMALLEST = 4096
@@ -54,6 +62,11 @@ class AdamW8bit(ScalingOptimiser):
 
     def _tensors(self, weight: nn.Parameter) -> EightBitTensors:
         held = self.state[weight]
+        if is_sharded(weight):
+            raise InputError(
+                "adamw_8bit: the weights are sharded over ranks, whose parts do not end with blocks of 256; use zero 1 "
+                "or 2, which keep weights whole, or adamw"
+            )
         if not held:
             held["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             for name, signed in (("exp_avg", True), ("exp_avg_sq_root", False)):

@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from verim import ops
 from verim.train.optimisers.adam import ScalingOptimiser
+from verim.train.optimisers.config import is_sharded
 
 
 def gradient_norm(weights: Iterable[nn.Parameter]) -> Tensor:
     """√(Σ g²) over all entries of all gradients, a scalar tensor on their device; of sharded ones over all ranks."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    norm = ops.gradient_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm: Any = ops.gradient_norm(gradients)
+    whole: Tensor = norm.full_tensor() if is_sharded(norm) else norm
+    return whole
 
 
 def clipped_step(

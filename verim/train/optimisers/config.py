@@ -1,12 +1,13 @@
 """What every optimiser's configuration has, and how it becomes an optimiser of a model's weights."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from verim.errors import InputError
 from verim.train.optimisers.groups import WeightGroup, weight_groups
@@ -102,9 +103,16 @@ def check_fraction(config: Any, *names: str) -> None:
             raise InputError(f"{name}: got {getattr(config, name)}, expected a number in [0, 1)")
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether `tensor` is torch's `DTensor`, of which this rank has a part: there is none before the module is loaded,
+    which takes a while and is not part of every build of torch."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the weights of `model`, and so of a moment of all of them."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    """Bytes of the weights of `model` that are trained, and so of a moment of all of them."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
 
 
 def with_gradient(group: dict[str, Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from verim.errors import InputError
 from verim.nn import Matrix
 
 REFERENCE_FAN_IN = 32
@@ -35,13 +36,18 @@ class WeightGroup:
 
 
 def weight_groups(model: nn.Module) -> list[WeightGroup]:
-    """All weights of `model`, each once: a table that is tied to the output counts as the output."""
+    """All weights of `model` that are trained, each once: a table that is tied to the output counts as the output.
+
+    Raises `InputError` where there are none.
+    """
     placed: dict[int, nn.Parameter] = {}
     members: dict[tuple[str, int, int], list[nn.Parameter]] = {}
     for kind, fan_in, fan_out, weight in _found(model):
-        if id(weight) not in placed:
+        if weight.requires_grad and id(weight) not in placed:
             placed[id(weight)] = weight
             members.setdefault((kind, fan_in, fan_out), []).append(weight)
+    if not members:
+        raise InputError("the model has no weights to train: none has requires_grad")
     return [WeightGroup(*key, tuple(weights)) for key, weights in sorted(members.items(), key=lambda item: item[0])]
 
 
