@@ -108,8 +108,28 @@ class ParallelConfig:
         layers = {layer for block in model.pattern for layer in (block.mixer, block.feed_forward) if layer is not None}
         for layer in sorted(layers, key=repr):
             self._check_layer(layer, model.width)
+        self._check_pairs(any(isinstance(layer, MixtureOfExpertsConfig) for layer in layers))
         if self.expert > 1 and not any(isinstance(layer, MixtureOfExpertsConfig) for layer in layers):
             raise InputError(f"expert: got {self.expert} for a model without experts; expected 1, or use data")
+
+    def _check_pairs(self, experts: bool) -> None:
+        """Refuses pairs of dimensions for which no one has said what a rank does."""
+        pairs = [
+            ("pipeline", name) for name in ("shard", "tensor", "context", "expert") if name != "shard" or self.zero > 1
+        ]
+        pairs += [("expert", "tensor"), ("expert", "context"), ("context", "sequence_parallel")]
+        for one, other in pairs:
+            if getattr(self, one) > 1 and int(getattr(self, other)) > (other != "sequence_parallel"):
+                remedy = "zero 1" if other == "shard" else f"{other} 1"
+                remedy = "sequence_parallel False" if other == "sequence_parallel" else remedy
+                raise InputError(
+                    f"{one}: got {getattr(self, one)} with {other} {getattr(self, other)}, which do not go together; "
+                    f"expected {one} 1, or {remedy}"
+                )
+        if self.pipeline > 1 and self.data > 1 and experts:
+            raise InputError(
+                f"pipeline: got {self.pipeline} with data {self.data} for a model of experts; expected data 1"
+            )
 
     def check_ranks(self, ranks: int) -> None:
         """Raises `InputError` where it takes another number of processes than `ranks`."""

@@ -93,7 +93,7 @@ def traffic(
 ) -> dict[Kind, float]:
     """Bytes that a rank sends in a training step for weights, gradients and activations, by kind of collective.
 
-    `batch` is the global number of sequences, `element` the bytes of a number. Data, shard and tensor ranks are
+    `batch` is the global number of sequences, `element` the bytes of a number. Data, shard and tensor dimensions are
     counted, one exchange of gradients a step, without recomputation; what is exchanged beside (a step's loss and norm)
     is a few numbers.
     """
@@ -117,6 +117,10 @@ def traffic(
         whole = sum(map(math.prod, shapes))
         add("all_reduce", whole, copies * config.shard)
         add("broadcast", whole if config.zero == 1 else 0, config.shard)
+    if config.context == 1:  # experts are chosen for the batch of all ranks
+        for layer in model.layers():
+            if isinstance(layer, MixtureOfExperts):
+                add("all_gather", batch * length * layer.config.experts, config.rows)
     if config.tensor > 1:
         tokens = batch // config.rows * length
         for layer in model.layers():

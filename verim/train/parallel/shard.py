@@ -21,8 +21,15 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from verim.errors import InputError
 
 
-def shard(module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, zero: int, offload: bool) -> None:
-    """FSDP2 on each of `blocks`, and on `module` for what is left, in place.
+def shard(
+    module: nn.Module,
+    blocks: Iterable[nn.Module],
+    mesh: DeviceMesh,
+    zero: int,
+    offload: bool,
+    own: Iterable[nn.Parameter] = (),
+) -> None:
+    """FSDP2 on each of `blocks`, and on `module` for what is left, in place. Weights in `own` are left as they are.
 
     `mesh` has one dimension, or two: copies, and ranks that share. Raises `InputError` for `offload` without CUDA.
     """
@@ -31,9 +38,11 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, zero
             "offload: got True on the CPU, whose memory is where weights lie already; expected False, or a CUDA device"
         )
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    ignored = set(own)
     for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3, offload_policy=policy)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+        after = zero == 3
+        fully_shard(block, mesh=mesh, reshard_after_forward=after, offload_policy=policy, ignored_params=ignored)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy, ignored_params=ignored)
 
 
 def owners(weights: list[Tensor], ranks: int) -> list[int]:

@@ -65,15 +65,13 @@ TENSOR: dict[type, Callable[[Any, int], Sizes]] = {
 
 CONTEXT: dict[type, str] = {
     AttentionConfig: "by ring",
-    MambaConfig: "by the distributed scan",
-    RWKV4Config: "by the distributed scan",
-    MinGRUConfig: "by the distributed scan",
-    MinLSTMConfig: "by the distributed scan",
-    SwiGLUConfig: "position by position",
-    GELUConfig: "position by position",
-    MixtureOfExpertsConfig: "position by position",
-    RWKV4ChannelMixConfig: "position by position, with the one before",
-    RWKV7ChannelMixConfig: "position by position, with the one before",
+    **dict.fromkeys(
+        (MambaConfig, Mamba2Config, S4DConfig, RWKV4Config, RWKV7Config, MinGRUConfig, MinLSTMConfig),
+        "by the scan over ranks",
+    ),
+    **dict.fromkeys((RNNConfig, GRUConfig, LSTMConfig), "one rank after the other: memory is saved, not time"),
+    **dict.fromkeys((SwiGLUConfig, GELUConfig, MixtureOfExpertsConfig), "position by position"),
+    **dict.fromkeys((RWKV4ChannelMixConfig, RWKV7ChannelMixConfig), "position by position, with the one before"),
 }
 """Layers whose sequences can lie on several ranks (`verim.train.parallel.context`), and how."""
 

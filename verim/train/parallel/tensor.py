@@ -25,10 +25,11 @@ from verim.train.parallel.plans import PLANS, WHOLE, Cut, Plan
 
 @dataclass(frozen=True)
 class Layout:
-    """A weight of `shape`, of which every tensor rank keeps what `cut` says."""
+    """A weight of `shape`, of which every rank along `dimension` of the mesh keeps what `cut` says."""
 
     shape: tuple[int, ...]
     cut: Cut
+    dimension: str = "tensor"
 
     def own(self, whole: Tensor, rank: int, ranks: int) -> Tensor:
         """What `rank` keeps of `whole`."""
