@@ -92,7 +92,7 @@ def assemble(observed: Observed, models: tuple[nn.Module, ...], device: str, cei
     totals = [sum(step.values()) for step in part_steps]
     step_seconds = _mean(unrecorded) if unrecorded else sum(parts.values())
     if not unrecorded:
-        notes.append("no step went unrecorded: the step's seconds are those of recorded ones (run 4 steps or more)")
+        notes.append("no step went unrecorded: the step's seconds are those of recorded ones (run 5 steps or more)")
     if not timed:
         notes.append("the parts were timed while every op was seen, which is slower (run 2 steps or more)")
     ops, scaled = _ops(ops_steps, parts)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -41,13 +42,17 @@ class Imagination:
         with torch.random.fork_rng(devices=[]), self.mode:
             yield
 
+    def running(self) -> TorchDispatchMode:
+        """A mode whose operators go through `run`."""
+        return _Running(self)
+
     def run(self, operator: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """What the operator makes, as fake tensors."""
         given = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
-        is_known = all(tensor in self._values for tensor in given)
+        is_known = all(tensor in self._values or not isinstance(tensor, FakeTensor) for tensor in given)
         if operator is _aten._local_scalar_dense.default:
             with _disable_current_modes():
-                return self._values[given[0]].item() if is_known else _zero(given[0].dtype)
+                return self._real(given[0]).item() if is_known else _zero(given[0].dtype)
         try:
             result = operator(*arguments, **keywords)
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -75,7 +80,7 @@ class Imagination:
             return operator(*real[0], **real[1])
 
     def _real(self, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, FakeTensor):
             return self._values[leaf]
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
@@ -89,15 +94,27 @@ class Imagination:
 
     def _spread(self, operator: Any, arguments: Any, keywords: Any, made: list[Tensor]) -> None:
         """Choices among the entries of a dimension fall on each as often."""
-        names = [argument.name for argument in operator._schema.arguments]
-        given = dict(zip(names, arguments, strict=False)) | keywords
+        schema = operator._schema.arguments
+        defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+        given = defaults | dict(zip((argument.name for argument in schema), arguments, strict=False)) | keywords
         source: Tensor = arguments[0]
-        dimension = given.get("dim")
-        entries = source.numel() if dimension is None and names[-1] != "generator" else source.shape[dimension or -1]
+        dimension = given.get("dim", -1)  # of `multinomial`, which has no such argument, the last
+        entries = source.numel() if dimension is None else source.shape[dimension]
         for tensor in made:
             if tensor.dtype is torch.int64:
                 with _disable_current_modes():
                     self._values[tensor] = (torch.arange(tensor.numel()) % max(entries, 1)).view(tensor.shape)
+
+
+class _Running(TorchDispatchMode):
+    def __init__(self, imagination: Imagination) -> None:
+        super().__init__()
+        self._imagination = imagination
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        return self._imagination.run(operator, arguments, keywords or {})
 
 
 def _is_kept(tensor: Tensor) -> bool:

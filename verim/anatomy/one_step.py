@@ -42,6 +42,7 @@ class Step:
         self._owners: dict[int, str] = {}
         self.depth = 0  # of open phases
         self.has_begun = False
+        self._first: Phase | None = None
         self._is_timed = kind in ("ops", "parts")
 
     def begin(self) -> None:
@@ -67,6 +68,7 @@ class Step:
             hold_optimiser(self._storages, optimiser, self._owners)
 
     def enter(self, name: Phase) -> None:
+        self._first = self._first if self.has_begun else name
         self.has_begun = True
         self.depth += 1
         if not self._is_timed:
@@ -90,9 +92,19 @@ class Step:
             hold_model(self._storages, named_models(self._models))
 
     def called(self, model: nn.Module, given: tuple[Any, ...]) -> None:
+        if self.kind == "allocator" and self._first == "forward" and self.depth == 1:
+            self._hold_batch(given)
         if self.kind == "ops":
             self._attribution.take_up(model)
             self._storages.hold([tensor for tensor in given if isinstance(tensor, Tensor)], "inputs")
+
+    def _hold_batch(self, given: tuple[Any, ...]) -> None:
+        """A batch that was made before the call that began the step: the allocator's records do not have it."""
+        self._first = None
+        for tensor in given:
+            if isinstance(tensor, Tensor) and not self._storages.knows(tensor):
+                self._storages.hold([tensor], "inputs")
+                self._held += tensor.untyped_storage().nbytes()
 
     def stepped(self, optimiser: torch.optim.Optimizer) -> None:
         if self._is_timed:

@@ -57,11 +57,12 @@ def predict_step(
         if not isinstance(model, nn.Module):
             imagined = model()
         steps = optimiser(imagined)
-        for weight in imagined.parameters():
-            if weight.requires_grad:
-                weight.grad = torch.empty_like(weight)
-        steps.step()  # makes its state
-        steps.zero_grad(set_to_none=True)
+        with imagination.running():  # makes the optimiser's state
+            for weight in imagined.parameters():
+                if weight.requires_grad:
+                    weight.grad = torch.empty_like(weight)
+            steps.step()
+            steps.zero_grad(set_to_none=True)
         return _run(imagination, imagined, steps, step).memory()
 
 

@@ -32,7 +32,7 @@ def record(*models: nn.Module, ceilings: Ceilings | None = None) -> "Recording":
 
     A step ends where a new one begins after an optimiser's step; code without an optimiser, or with steps of another
     kind, says where by `recording.step()`. Steps take turns: in one every op is seen (time, cost, module, memory), in
-    one only the parts are timed, one is not recorded at all, and once the allocator's own records are taken. So four
+    one only the parts are timed, one is not recorded at all, and once the allocator's own records are taken. So five
     steps give all there is, and more steps better medians; the first of each kind, which warms up, is left out where
     there are others.
 
@@ -145,7 +145,7 @@ class Recording:
 
 
 def _order() -> Iterator[Kind]:
-    """The kinds of the steps: every kind within the first four."""
+    """The kinds of the steps: every kind within the first four, and ops again, now that the optimiser has its state."""
     first: Iterable[Kind] = ("ops", "parts", "unrecorded", "allocator")
     then: Iterable[Kind] = ("ops", "unrecorded", "parts")
     return itertools.chain(first, itertools.cycle(then))

@@ -99,7 +99,7 @@ class Storages:
     def close(self) -> None:
         """The step is over: what it made and left is a cache; later deaths are of no interest."""
         for block in self._living.values():
-            if block.category is None and block.born > 0:
+            if block.category in (None, "activations") and block.born > 0:
                 block.category = "caches"
         self._living = {}
 

@@ -17,7 +17,7 @@ from verim.runs import RunDirectory
 from verim.runtime.allocator import keep_freed_blocks
 from verim.runtime.files import write_text
 
-_FEWEST = 4
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AnatomyCommand:
     """The batch in so many parts, one after the other."""
 
     steps: int = 24
-    """How many steps, at least 4: more give better medians."""
+    """How many steps, at least 5: more give better medians."""
 
     threads: int | None = None
     """On how many threads; torch's own number if none is given."""
@@ -70,7 +70,7 @@ class AnatomyCommand:
     def run(self) -> None:
         """Predicts, measures, prints."""
         if self.steps < _FEWEST:
-            raise InputError(f"--steps {self.steps}: expected {_FEWEST} or more, one of every kind")
+            raise InputError(f"--steps {self.steps}: expected {_FEWEST} or more, for one of every kind")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: expected 1 or more")
         for path in (self.trace, self.memory_picture):
