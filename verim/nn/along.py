@@ -1,7 +1,7 @@
 """The ops that look along the sequence, as mixers call them: here, or over the ranks that hold its pieces."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -36,15 +36,30 @@ class Along(Protocol):
 
     def linear_recurrence(self, a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Any]: ...
 
-    def selective_scan(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]: ...
+    def selective_scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]: ...
 
-    def state_space_dual(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]: ...
+    def state_space_dual(
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]: ...
 
-    def time_invariant_scan(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]: ...
+    def time_invariant_scan(
+        self, u: Tensor, log_transition: Tensor, weight: Tensor, skip: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]: ...
 
-    def wkv(self, *tensors: Any, state: Tensor | None) -> tuple[Tensor, Any]: ...
+    def wkv(self, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None) -> tuple[Tensor, Any]: ...
 
-    def wkv7(self, *tensors: Any, state: Tensor | None) -> tuple[Tensor, Any]: ...
+    def wkv7(
+        self, r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Any]: ...
+
+
+@runtime_checkable
+class LooksAlong(Protocol):
+    """A module that looks along the sequence by `along` alone."""
+
+    along: Along
 
 
 class Here:
@@ -70,20 +85,28 @@ class Here:
     def linear_recurrence(self, a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Any]:
         return ops.linear_recurrence(a, b, initial, return_state=True)
 
-    def selective_scan(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.selective_scan(*tensors, initial=initial, return_state=True)
+    def selective_scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return ops.selective_scan(u, delta, A, B, C, D, initial, return_state=True)
 
-    def state_space_dual(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.state_space_dual(*tensors, initial=initial, return_state=True)
+    def state_space_dual(
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return ops.state_space_dual(x, delta, A, B, C, D, initial, return_state=True)
 
-    def time_invariant_scan(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]:
-        return time_invariant_scan(*tensors, initial=initial)
+    def time_invariant_scan(
+        self, u: Tensor, log_transition: Tensor, weight: Tensor, skip: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return time_invariant_scan(u, log_transition, weight, skip, initial)
 
-    def wkv(self, *tensors: Any, state: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.wkv(*tensors, state=state, return_state=True)
+    def wkv(self, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None) -> tuple[Tensor, Any]:
+        return ops.wkv(k, v, w, u, state, return_state=True)
 
-    def wkv7(self, *tensors: Any, state: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.wkv7(*tensors, state=state, return_state=True)
+    def wkv7(
+        self, r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return ops.wkv7(r, w, k, v, a, b, state, return_state=True)
 
 
 HERE: Along = Here()

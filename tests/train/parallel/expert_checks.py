@@ -84,7 +84,7 @@ def same_gradients(fields: dict[str, Any], data: int) -> None:
         got = torch.tensor(gradients(model, *own_rows())[0], dtype=torch.float64)
     average(got)
     average_gradients(model, mesh)
-    near(got, loss, 1e-9, "loss")
+    near(got, loss, 1e-6, "loss")  # shares of choices are float32
     experts = set(expert_weights(model))
     assert len(experts) == 4
     for name, weight in model.named_parameters():
@@ -158,14 +158,17 @@ CHECKS["experts: volumes"] = volumes
 
 
 def an_expert_without_tokens() -> None:
-    """A router that sends all tokens to the first rank: the others' experts get zeros, and nobody waits."""
+    """A router to which all are alike sends all tokens to the same two: the others get zeros, and nobody waits."""
     model, mesh = model_of(*blocks({"balance": 0.0, "z": 0.0})), mesh_of(1)
     for layer in layers_of(model):
         nn.init.zeros_(layer.router.weight)
     spread(model, mesh)
     loss_of(model, *own_rows()).backward()
     for layer in layers_of(model):
-        assert (layer.out.weight.grad.abs().sum() > 0) == (distributed.get_rank() == 0)
+        assert layer.routing is not None and layer.out.weight.grad is not None
+        load = layer.routing.load.view(4, 2).sum(1)
+        assert (load == 0).any()
+        assert (layer.out.weight.grad.abs().sum() > 0) == (load[distributed.get_rank()] > 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert model.eval()(own_rows()[0])[0].isfinite().all()
 

@@ -98,12 +98,12 @@ for schedule in SCHEDULES:
     )
 
 
-def same_training(schedule: str, data: int, *pattern: BlockConfig, **fields: Any) -> None:
-    expected = from_rank_0(lambda: alone(model_of(*pattern, **fields), 20, PARTS))
+def same_training(schedule: str, data: int, *pattern: BlockConfig, steps: int = 20, **fields: Any) -> None:
+    expected = from_rank_0(lambda: alone(model_of(*pattern, **fields), steps, PARTS))
     mesh = init_device_mesh("cpu", (data, distributed.get_world_size() // data), mesh_dim_names=("data", "pipeline"))
     pipeline = Pipeline(model_of(*pattern, **fields), mesh["pipeline"], PARTS // data, schedule, LENGTH)
     optimiser, losses = optimiser_of(pipeline), []
-    for step in range(20):
+    for step in range(steps):
         rows = tuple(tensor.chunk(data)[mesh.get_local_rank("data")] for tensor in batch_of(step))
         losses.append(pipeline.backward(Guessing(), rows))
         for weight in pipeline.parameters():
@@ -116,7 +116,8 @@ def same_training(schedule: str, data: int, *pattern: BlockConfig, **fields: Any
 
 
 for schedule in SCHEDULES:
-    CHECKS[f"pipeline: training with {schedule}"] = partial(same_training, schedule, 1, *BLOCKS.values())
+    CHECKS[f"pipeline: training with {schedule}"] = partial(same_training, schedule, 1, *EIGHT, steps=5)
+CHECKS["pipeline: training with every mixer"] = partial(same_training, "1f1b", 1, *BLOCKS.values())
 CHECKS["pipeline: training with tied embeddings"] = partial(same_training, "1f1b", 1, *EIGHT, tied=True)
 CHECKS["pipeline: training beside data"] = partial(same_training, "1f1b", 2, *EIGHT)
 

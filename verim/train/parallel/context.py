@@ -1,6 +1,6 @@
 """Context parallelism: the positions of every sequence lie on ranks, a piece on each."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from verim import ops
 from verim.errors import InputError
 from verim.nn import Layer, MixtureOfExperts
-from verim.nn.along import Along
+from verim.nn.along import LooksAlong
 from verim.nn.mixers import Attention
 from verim.nn.recursion import RoutedStack
 from verim.ops.distributed import Order, padded_rows_before, spans
@@ -19,13 +19,6 @@ from verim.train.parallel.expert import route_over
 from verim.train.parallel.groups import group_of, own_place
 from verim.train.parallel.state_passing import pass_state_on
 from verim.train.parallel.time_invariant import distributed_time_invariant_scan
-
-
-@runtime_checkable
-class LooksAlong(Protocol):
-    """A module that looks along the sequence by `along` alone."""
-
-    along: Along
 
 
 def context_parallel(model: nn.Module, group: ProcessGroup | DeviceMesh, order: Order = "contiguous") -> None:
@@ -119,20 +112,28 @@ class OverRanks:
     def linear_recurrence(self, a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Any]:
         return ops.distributed_linear_recurrence(a, b, group=self.group), None
 
-    def selective_scan(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.distributed_selective_scan(*tensors, group=self.group), None
+    def selective_scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return ops.distributed_selective_scan(u, delta, A, B, C, D, group=self.group), None
 
-    def state_space_dual(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.distributed_state_space_dual(*tensors, group=self.group), None
+    def state_space_dual(
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return ops.distributed_state_space_dual(x, delta, A, B, C, D, group=self.group), None
 
-    def time_invariant_scan(self, *tensors: Any, initial: Tensor | None) -> tuple[Tensor, Any]:
-        return distributed_time_invariant_scan(*tensors, group=self.group), None
+    def time_invariant_scan(
+        self, u: Tensor, log_transition: Tensor, weight: Tensor, skip: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return distributed_time_invariant_scan(u, log_transition, weight, skip, group=self.group), None
 
-    def wkv(self, *tensors: Any, state: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.distributed_wkv(*tensors, group=self.group), None
+    def wkv(self, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None) -> tuple[Tensor, Any]:
+        return ops.distributed_wkv(k, v, w, u, group=self.group), None
 
-    def wkv7(self, *tensors: Any, state: Tensor | None) -> tuple[Tensor, Any]:
-        return ops.distributed_wkv7(*tensors, group=self.group), None
+    def wkv7(
+        self, r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        return ops.distributed_wkv7(r, w, k, v, a, b, group=self.group), None
 
 
 def _refuse_routed_recursion(model: nn.Module) -> None:

@@ -58,14 +58,14 @@ def expert_parallel(
         experts = layer.config.experts
         if experts % group.size():
             known = ", ".join(str(ranks) for ranks in range(1, experts + 1) if experts % ranks == 0)
-            raise InputError(
-                f"expert: got {group.size()} ranks for {experts} experts in {name}; expected one of {known}"
-            )
+            got = f"got {group.size()} ranks for {experts} experts in {name}"
+            raise InputError(f"expert: {got}; expected one of {known}")
     for _, layer in layers:
-        for stack in (layer.gate_and_in, layer.out):
-            _keep_own(stack, group)
-        place = layer.place if isinstance(layer.place, ExpertsOverRanks) else ExpertsOverRanks()
-        layer.place = replace(place, experts=group, batch=over_batch)
+        route_over(layer, batch=over_batch)
+        if group.size() > 1:
+            for stack in (layer.gate_and_in, layer.out):
+                stack.weight = nn.Parameter(stack.weight.detach().chunk(group.size())[own_place(group)].clone())
+            layer.compute = _Spread(group, layer.compute)
 
 
 def expert_weights(model: nn.Module) -> list[str]:
@@ -127,8 +127,9 @@ class _Spread:
         load = ranks.all_to_all(rows.load, [experts] * size, [experts] * size).view(size, experts)
         sent, received = rows.load.view(size, experts).sum(1).tolist(), load.sum(1).tolist()
         arrived = _Sent.apply(x.index_select(0, rows.tokens), ranks, sent, received)
-        weights = (_Mean.apply(weight, size) for weight in (gate_and_in, out))
-        results = _Sent.apply(self.compute(arrived, *weights, *_by_expert(load)), ranks, received, sent)
+        inner, outer = (_Mean.apply(weight, size) for weight in (gate_and_in, out))
+        computed = self.compute(arrived, inner, outer, *_by_expert(load))
+        results = _Sent.apply(computed, ranks, received, sent)
         if not len(results):
             return x.new_zeros(x.shape) + results.sum()  # depends on it: the exchanges back are for all
         shares = gates.to(results.dtype).index_select(0, rows.by_token)

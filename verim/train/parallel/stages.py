@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verim.errors import InputError
-from verim.models import LanguageModel
+from verim.models import Block, LanguageModel
 from verim.nn import auxiliary_losses
 
 
@@ -26,7 +26,9 @@ def cut(model: LanguageModel, stages: int, length: int) -> list[range]:
             "pipeline: the model applies blocks several times (recursion), which a stage cannot; expected recursion "
             "None, or pipeline 1"
         )
-    costs = [sum(sum(layer.flops(length)) for layer in block.layers()) for block in model.blocks]  # type: ignore[operator,union-attr]
+    costs = [
+        sum(sum(layer.flops(length)) for layer in block.layers()) for block in model.blocks if isinstance(block, Block)
+    ]
     costs[-1] += 3 * 2 * model.head.weight.numel()
     if not 0 < stages <= len(costs):
         raise InputError(
