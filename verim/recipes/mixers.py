@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from multiprocessing import active_children, get_context
@@ -272,10 +272,11 @@ def _begin() -> None:
     keep_freed_blocks()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line `arguments`, by default the process's."""
     console = Console()
     try:
-        page = run(tyro.cli(Experiment, prog="python -m verim.recipes.mixers"), console)
+        page = run(tyro.cli(Experiment, prog="python -m verim.recipes.mixers", args=arguments), console)
     except VerimError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -60,14 +60,15 @@ def _log_axis(title: str, values: Iterable[float], written: Any, right: float = 
     known = [value for value in values if value is not None and value > 0] or [1.0, 10.0]
     low, high = min(known) / 1.3, max(known) * 1.3 * right
     return {
-        **_axis(title),
+        **axis(title),
         **_ticks(low, high, written),
         "type": "log",
         "range": [math.log10(low), math.log10(high)],
     }
 
 
-def _axis(title: str) -> Figure:
+def axis(title: str) -> Figure:
+    """A linear axis in the style of the pages."""
     return {
         "title": {"text": title, "standoff": 8, "font": {"size": 12, "color": "quiet"}},
         "automargin": True,
@@ -86,14 +87,15 @@ def _axis(title: str) -> Figure:
 def _loss_axis(losses: Iterable[float | None]) -> Figure:
     known = [loss for loss in losses if loss is not None] or [0.0, 1.0]
     room = 0.1 * (max(known) - min(known)) or 0.05
-    return _axis("bits per byte, held out") | {
+    return axis("bits per byte, held out") | {
         "range": [min(known) - room, max(known) + room],
         "nticks": 7,
         "tickformat": ".2f" if max(known) - min(known) > 0.08 else ".3f",
     }
 
 
-def _layout(x: Figure, y: Figure, height: int, **more: Any) -> Figure:
+def layout(x: Figure, y: Figure, height: int, **more: Any) -> Figure:
+    """A figure's layout in that style."""
     return {
         "xaxis": x,
         "yaxis": y,
@@ -205,7 +207,7 @@ def isoflop(found: Figure, index: int, axes: tuple[Figure, Figure]) -> Figure:
                     "font": {"size": 11, "color": "quiet"},
                 }
             )
-    return {"data": data, "layout": _layout(*axes, 330, annotations=notes)}
+    return {"data": data, "layout": layout(*axes, 330, annotations=notes)}
 
 
 def _run_text(run: Figure) -> str:
@@ -283,7 +285,7 @@ def envelope(study: Study) -> Figure:
         flops += point["x"]
         losses += point["y"]
     x = _log_axis("training compute C, FLOPs", flops, lambda value: words.scientific(value, 1))
-    return {"data": data, "layout": _layout(x, _loss_axis(losses), 400)}
+    return {"data": data, "layout": layout(x, _loss_axis(losses), 400)}
 
 
 def _achieved(study: Study) -> list[Figure]:
@@ -367,7 +369,7 @@ def learning_curve(study: Study, index: int) -> Figure:
                 "font": {"size": 12, "color": "ink"},
             }
         )
-    x = _axis("bytes seen in training") | {"rangemode": "tozero", "tickformat": "~s", "nticks": 7}
+    x = axis("bytes seen in training") | {"rangemode": "tozero", "tickformat": "~s", "nticks": 7}
     drawn = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -383,5 +385,4 @@ def learning_curve(study: Study, index: int) -> Figure:
     # The first losses are several times the last: what matters would be a flat line under them.
     late = [loss for seen, loss in curve if seen >= 0.08 * tokens[-1]]
     y = _loss_axis([*late, predicted, *(ends or ())])
-    layout = _layout(x, y, 330, shapes=shapes, annotations=notes)
-    return {"data": [drawn], "layout": layout}
+    return {"data": [drawn], "layout": layout(x, y, 330, shapes=shapes, annotations=notes)}

@@ -26,7 +26,7 @@ def study_page(study: dict[str, Any], path: Path) -> None:
     The page holds its style, its data and plotly, about 5 MB, and needs nothing else. What is not known in
     the study (`None`) is left out or named as unknown. Raises `SpaceError` where the disk is full.
     """
-    write_text(path, document(study, _library()))
+    write_text(path, document(study, plotly_library()))
 
 
 def document(study: Study, library: str) -> Markup:
@@ -36,15 +36,15 @@ def document(study: Study, library: str) -> Markup:
     proof, learning = findings.proof(study)
     figures: dict[str, Figure] = envelope | curves | learning
     corpus = words.at(study["corpus"], "name")
-    scripts = [library, _resource("page.js")]
+    scripts = [library, resource("page.js")]
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
+        element("meta", http_equiv="Content-Security-Policy", content=policy(scripts)),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{words.headline(study)} · {corpus or 'a study'}"),
-        element("style", Markup(_resource("style.css"))),
+        element("style", Markup(resource("style.css"))),
     )
     written = f"verim {study['verim_version'] or ''}, {words.moment(study['created'])}"
     mast = element(
@@ -76,8 +76,8 @@ def document(study: Study, library: str) -> Markup:
     return joined(Markup("<!doctype html>\n"), element("html", head, body, lang="en"), "\n")
 
 
-def _policy(scripts: list[str]) -> str:
-    """Nothing is loaded and only `scripts` run; styles may be inline, as plotly sets them when it draws."""
+def policy(scripts: list[str]) -> str:
+    """Content security: nothing is loaded and only `scripts` run; styles may be inline, as plotly sets them."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
@@ -87,11 +87,12 @@ def _policy(scripts: list[str]) -> str:
 
 
 @cache
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file of this package, as text."""
     return importlib.resources.files("verim.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
-def _library() -> str:
+def plotly_library() -> str:
     """Plotly's script, such that no string within it ends the script element that holds it."""
     return get_plotlyjs().replace("\r\n", "\n").replace("</script", r"<\/script")
