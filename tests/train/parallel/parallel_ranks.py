@@ -236,15 +236,16 @@ check("zero 3: accumulated as on one rank", 2)(partial(same_training, "some", Pa
 
 
 def sent_and_kept(config: ParallelConfig) -> None:
-    """The second step: DDP arranges its buckets in the first one."""
+    """The third step: DDP arranges its buckets between the first two."""
     whole = model_of(*PATTERNS["all"])
     parallel = parallelize(model_of(*PATTERNS["all"]), config, ROWS, LENGTH)
     optimiser = optimiser_of(parallel.module)
     parallel.prepare(optimiser)
     batch = parallel.share(TASK.batch(0))
-    parallel.backward(TASK, batch)
-    optimiser.step()
-    optimiser.zero_grad()
+    for _ in range(2):
+        parallel.backward(TASK, batch)
+        optimiser.step()
+        optimiser.zero_grad()
     with Traffic() as measured:
         parallel.backward(TASK, batch)
         place = 0 if parallel.mesh is None else parallel.mesh.place("shard")
