@@ -15,6 +15,7 @@ from verim.errors import InputError
 from verim.ops import adamw, force_backend, gradient_norm
 from verim.ops.adamw import BLOCK, AdamWRule, AdamWTensors, EightBitTensors, adamw_8bit, cpu, eight_bit
 from verim.ops.adamw.codes import bounds, code, decode, encode, first_guess
+from verim.ops.adamw.cost import norm_cost, update_cost
 
 RULE = AdamWRule(0.01, 0.9, 0.95, 1e-8, 0.1, step=3)
 SIZES = st.lists(st.integers(0, 50) | st.sampled_from([255, 256, 257, 16383, 16384, 16385, 40000]), max_size=5)
@@ -201,3 +202,8 @@ def test_the_example_in_the_docstring() -> None:
     module = importlib.import_module("verim.ops.adamw")
     outcome = doctest.testmod(module, extraglobs={"torch": torch})
     assert outcome.attempted and not outcome.failed
+
+
+def test_costs_count_every_tensor_once() -> None:
+    assert update_cost(10).bytes == 10 * 4 * 7 and norm_cost(10).bytes == 40
+    assert norm_cost(10).flops == 20 and update_cost(10).flops == 150

@@ -46,7 +46,9 @@ def test_spikes_are_skipped_one_by_one(seed: int) -> None:
     for step in spikes:
         loss, norm = points[step]
         points[step] = (loss + 1.0, norm) if step % 2 else (loss, norm * 10)
-    assert {step for step, decision in enumerate(decisions(points)) if decision == "skip"} == spikes
+    found = decisions(points, SpikeConfig(patience=3))
+    assert "roll back" not in found  # five, but never three in a row
+    assert {step for step, decision in enumerate(found) if decision == "skip"} == spikes
 
 
 def test_a_loss_that_stays_high_is_rolled_back_after_the_patience() -> None:

@@ -42,7 +42,7 @@ def adamw(tensors: Sequence[AdamWTensors], rules: Sequence[AdamWRule], gradient_
     for held in tensors:
         for name in ("gradient", "average", "square"):
             _check(name, getattr(held, name), held.weight.shape, held.weight.dtype)
-    if all(has_fast_update(held.weight, held.gradient, held.average, held.square) for held in tensors):
+    if has_fast_update([tensor for held in tensors for tensor in held.all()]):
         cpu.adamw(tensors, rules, gradient_scale)
     else:
         adamw_reference(tensors, rules, gradient_scale)
@@ -79,7 +79,7 @@ def adamw_8bit(tensors: Sequence[EightBitTensors], rules: Sequence[AdamWRule], g
 
 def _has_fast_8bit_update(held: EightBitTensors) -> bool:
     bytes_ = held.average, held.root, held.average_scales, held.root_scales
-    return has_fast_update(held.weight, held.gradient) and all(tensor.is_contiguous() for tensor in bytes_)
+    return has_fast_update((held.weight, held.gradient)) and all(tensor.is_contiguous() for tensor in bytes_)
 
 
 def _check_rules(tensors: Sequence[object], rules: Sequence[AdamWRule]) -> None:
@@ -95,14 +95,14 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
         )
 
 
-def has_fast_update(*tensors: Tensor) -> bool:
-    """Whether the fast version takes these tensors: a weight and, where they are known, what goes with it."""
+def has_fast_update(tensors: Sequence[Tensor]) -> bool:
+    """Whether the fast version takes these tensors, weights and what goes with them."""
     for tensor in tensors:
         if tensor.dtype is not torch.float32 or type(tensor) not in _PLAIN:
             return False
         if not (tensor.is_cpu and tensor.is_contiguous()):
             return False
-    return takes_fast_path(_NAME, tensors[0]) and not is_traced()
+    return not tensors or (takes_fast_path(_NAME, tensors[0]) and not is_traced())
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -110,7 +110,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
     On the CPU float32 tensors are read once, by all threads; sums of 16 384 squares in float32, the rest in float64.
     """
-    if all(has_fast_update(gradient) for gradient in gradients):
+    if has_fast_update(gradients):
         return cpu.gradient_norm(gradients)
     return gradient_norm_reference(gradients)
 

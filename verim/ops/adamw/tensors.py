@@ -26,6 +26,9 @@ class AdamWTensors:
     average: Tensor
     square: Tensor
 
+    def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.weight, self.gradient, self.average, self.square
+
 
 @dataclass(frozen=True, slots=True)
 class EightBitTensors:

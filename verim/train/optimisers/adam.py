@@ -54,7 +54,7 @@ def adamw_step(state: dict[Any, Any], groups: Iterable[dict[str, Any]], gradient
         if not held:
             continue
         beta1, beta2 = group["betas"]
-        if not all(has_fast_update(h.weight, h.gradient, h.average, h.square) for h in held):
+        if not has_fast_update([tensor for of_weight in held for tensor in of_weight.all()]):
             _torch_step(state, group, held, gradient_scale)
             continue
         steps = [state[weight]["step"] for weight in weights]
