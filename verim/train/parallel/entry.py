@@ -15,7 +15,7 @@ from verim.nn import MixtureOfExperts
 from verim.runs.shards import Held, SliceOf
 from verim.train.parallel.checkpointing import recompute
 from verim.train.parallel.config import ParallelConfig
-from verim.train.parallel.context import context_parallel, piece
+from verim.train.parallel.context import WholeSequences, context_parallel, piece
 from verim.train.parallel.data import replicate
 from verim.train.parallel.expert import expert_parallel, expert_weights
 from verim.train.parallel.mesh import Mesh, build_mesh
@@ -98,7 +98,7 @@ class Parallel:
         rows = self.config.rows
         if len(batch[0]) % rows:
             raise InputError(
-                f"a batch of {len(batch[0])} sequences cannot be shared by {rows}; see ParallelConfig.rows"
+                f"batch: got {len(batch[0])} sequences for {rows} ranks that share them; expected a multiple"
             )
         if self.mesh is None:
             return batch
@@ -111,10 +111,13 @@ class Parallel:
         return tuple(piece(tensor, self.mesh.group("context")) for tensor in own)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(model, *arguments) with the weights in place: an evaluation, for instance. All ranks call it alike,
-        and differentiate nothing of it."""
-        with torch.no_grad():
-            return self._whole(function, *arguments)
+        """function(model, *arguments) with the weights in place: an evaluation, for instance, of whole sequences. All
+        ranks call it alike, and differentiate nothing of it."""
+        with torch.no_grad(), lost_ranks_said():
+            if self.mesh is None or self.config.context == 1:
+                return self._whole(function, *arguments)
+            group = self.mesh.group("context")
+            return self._whole(lambda model: function(WholeSequences(model, group), *arguments))
 
     def backward(self, task: WeighedLoss, *batches: Batch) -> Tensor:
         """Adds the gradient of the global mean loss to the weights; the global mean loss, a scalar.
