@@ -151,7 +151,8 @@ def volumes() -> None:
         sent = torch.tensor(traffic.volume("send"))
         distributed.all_reduce(sent)
         assert sent == 2 * cuts * ROWS * LENGTH * WIDTH * 4, (schedule, sent)
-        assert traffic.count() - {"send": 10**6} == {"all_reduce": 1}, traffic.count()
+        kinds = traffic.count()
+        assert kinds["all_reduce"] == 1 and set(kinds) <= {"send", "all_reduce"}, kinds
 
 
 CHECKS["pipeline: volumes"] = volumes

@@ -163,14 +163,16 @@ class Pipeline(nn.Module):
             raise InputError("state: got one for a model over several ranks; expected None: give whole sequences")
         place, rows = own_place(self.group), (*tokens.shape, self.config.width)
         x: Tensor = tokens
+        sender = 0
         for number in range(self.count):
-            here, sender = self._place_of(number), self._place_of(number - 1)
-            if number and here != sender and place in (here, sender):
+            here = self._place_of(number)
+            if here != sender and place in (here, sender):
                 like = torch.empty(rows, dtype=self._dtype(), device=tokens.device)
                 exchange = ([(x, here)], {}) if place == sender else ([], {"x": (like, sender)})
                 x = self._ranks.exchange(*exchange).received().get("x", x)
             if place == here:
                 x = self.stages[self.numbers.index(number)](x)
+            sender = here
         shape = (*tokens.shape, self.config.vocab)
         logits = torch.empty(shape, dtype=self._dtype(), device=tokens.device)
         if place == self.last:
