@@ -195,7 +195,6 @@ def write_page(page: Path, experiment: Experiment, scores: Sequence[Any], window
         "loudness": figure([heat], axis("milliseconds"), axis("channel, from low to high")),
         "raster": raster_figure(inputs, liquid.spikes(inputs)),
     }
-    figures["raster"]["layout"]["yaxis"] |= {"range": [-110, 140]}
     best, *others = rows(scores)
     lead = (
         f"A linear readout of the liquid names {best[1]} of spoken digits that it has not heard; "
