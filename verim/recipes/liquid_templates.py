@@ -275,7 +275,10 @@ def write_page(page: Path, experiment: Experiment, scores: Sequence[Any], qualit
 def raster_figure(inputs: Events, fired: Events) -> dict[str, Any]:
     """Spikes of the first row: neurons from 0 up, input channels below."""
     data = []
-    for events, colour, name, place in ((fired, "arch-0", "neuron", 0), (inputs, "arch-1", "input", -4 * inputs.channels)):
+    for events, colour, name, place in (
+        (fired, "arch-0", "neuron", 0),
+        (inputs, "arch-1", "input", -4 * inputs.channels),
+    ):
         row, steps = events.rows_and_steps()
         own = row == 0
         spread = 4 if place else 1
