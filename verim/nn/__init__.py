@@ -1,6 +1,7 @@
 """Layers made of ops: mixers along the sequence, feed-forward layers, norms; all go on from a state."""
 
 from verim.nn.auxiliary import auxiliary_losses
+from verim.nn.documents import within_documents
 from verim.nn.feed_forward import GELU, FeedForward, GELUConfig, SwiGLU, SwiGLUConfig
 from verim.nn.layer import Layer, LayerConfig
 from verim.nn.linear_stack import LinearStack, Matrix
@@ -43,4 +44,5 @@ __all__ = [
     "SwiGLUConfig",
     "TensorState",
     "auxiliary_losses",
+    "within_documents",
 ]
