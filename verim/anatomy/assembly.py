@@ -20,6 +20,7 @@ from verim.runtime.phases import PHASES, Phase
 
 Value = TypeVar("Value")
 Key = tuple[str, str, str, str, tuple[int, ...], float, float, int, int, float]
+_WORTH_A_LABEL = 0.005  # of the step
 _SCALED = 0.95  # of the ops' seconds: less is said in a note
 
 
@@ -78,7 +79,7 @@ class Observed:
         self.ops.append(step)
         self.modules = dict(modules)
         self.spans = tuple(spans)
-        begun = [span for span in spans if span.track == "part" and span.seconds > 0]
+        begun = [span for span in spans if span.track == "part" and span.seconds > _WORTH_A_LABEL * step.total]
         self.memory = storages.memory("observed", tuple((span.name, span.begin) for span in begun))
 
 
