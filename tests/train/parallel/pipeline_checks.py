@@ -174,10 +174,10 @@ class Sleeping(torch.autograd.Function):
 
 
 def bubbles() -> None:
-    """Blocks that sleep, 10 ms forward and 20 ms backward a rank and micro-batch: what waits does not compute here, so
+    """Blocks that sleep, 40 ms forward and 80 ms backward a rank and micro-batch: what waits does not compute here, so
     one core is as good as four. The idle share of a step, from a barrier to the end of the slowest rank."""
-    ranks, seconds = distributed.get_world_size(), 0.01
-    for schedule, parts, per_rank in (("gpipe", 4, 1), ("1f1b", 4, 1), ("1f1b", 16, 1), ("interleaved", 4, 2)):
+    ranks, seconds = distributed.get_world_size(), 0.04
+    for schedule, parts, per_rank in (("gpipe", 4, 1), ("1f1b", 4, 1), ("1f1b", 12, 1), ("interleaved", 4, 2)):
         model = model_of(*([BlockConfig(MinGRUConfig())] * (ranks * per_rank)))
         for block in model.blocks:
             block.register_forward_hook(
@@ -189,7 +189,7 @@ def bubbles() -> None:
         pipeline = Pipeline(model, distributed.group.WORLD, parts, schedule, LENGTH)
         batch = batch_of(0, parts, 2)
         idle = []
-        for _ in range(4):
+        for _ in range(3):
             distributed.barrier()
             begin = time.perf_counter()
             pipeline.backward(Guessing(), batch)
