@@ -230,6 +230,15 @@ def test_going_back_undoes_what_came_after(tmp_path: Path) -> None:
         assert run.metrics() == [] and run.checkpoint_steps() == []
 
 
+def test_who_may_read_a_run_may_read_its_checkpoints(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.writing():
+        run.start({})
+        steps_to(run, 1, 1)
+    (file,) = run.path.glob("checkpoints/*")
+    assert file.stat().st_mode == (run.path / "config.json").stat().st_mode
+
+
 def test_a_checkpoint_is_found_by_its_step(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.writing():

@@ -123,7 +123,7 @@ class CheckpointStore:
 
     def tidy(self) -> None:
         """Removes what a killed process was writing or removing: nobody else writes here."""
-        for path in self.folder.glob(".*.partial"):
+        for path in [*self.folder.glob(".*.partial"), *self.folder.glob(".tmp*")]:  # the latter are safetensors' own
             _remove(path)
         for path in self.folder.glob(".*.old"):
             recover_folder(path)

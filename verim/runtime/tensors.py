@@ -32,10 +32,13 @@ def write_tensors(
     digest = _digest(described, apart.items())
 
     def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors writes a file of its own (.tmp…) that only its owner may read
         try:
             save_file(apart, temporary, metadata={**described, "sha256": digest})
         except SafetensorError as error:
             raise _system_error(error) from error
+        temporary.chmod(mode)
 
     write_atomically(path, write)
     return digest
