@@ -258,7 +258,7 @@ def _not_fused(
 ) -> str:
     """Why torch's fused kernel cannot do a call; empty if it can."""
     if bias is not None or spans is not None or window or dropout:
-        return "a bias, documents, a window or dropout"
+        return "a bias, a window, documents or dropout"
     if not q.numel() or not k.numel():
         return "empty tensors"
     if causal and q.shape[1] not in (1, k.shape[1]):
