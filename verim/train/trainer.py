@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from verim.errors import InputError
 from verim.runs import Checkpoint, RunDirectory, random_state, restore_random_state
+from verim.runs.shards import Held
 from verim.runtime.phases import phase
 from verim.train.averaging import WeightAverage
 from verim.train.compilation import compiled
 from verim.train.config import TrainerConfig
 from verim.train.meter import Meter
 from verim.train.optimisers import clipped_step, gradient_norm, restore_state, state_tensors
+from verim.train.parallel import Parallel
+from verim.train.parallel.checkpoint import held_by, take_up
 from verim.train.spikes import SpikeDetector
-from verim.train.step import backward
-from verim.train.task import Task
+from verim.train.step import backward, parts_of
+from verim.train.task import Batch, Task
 
 Progress = Callable[[dict[str, float]], None]
 """Told of every step: its line of the metrics."""
@@ -49,14 +52,30 @@ class Trainer:
     the same number of threads: weights, the optimiser's state, averages, random state and the step are in the
     checkpoint; the batch and the rate follow from the step. `meter` adds the figures of pace to each line of the
     metrics.
+
+    On several ranks, each makes a trainer of its part of the model (`parallel.module`) with the run of all of them;
+    `task` is the same on each, and its batch that of all. Of the configuration, averages, float16, weights that are
+    halves, and compilation are for one rank alone (`InputError`).
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, config: TrainerConfig, run: RunDirectory, meter: Meter | None = None
+        self,
+        model: nn.Module,
+        task: Task,
+        config: TrainerConfig,
+        run: RunDirectory,
+        meter: Meter | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.model, self.task, self.config, self.run, self.meter = model, task, config, run, meter
+        self.parallel = parallel
+        if parallel is not None:
+            assert model is parallel.module, "of the ranks, each trains its own part"
+            _refuse_on_ranks(config)
         self.device = next(model.parameters()).device
         self.optimiser = config.precision.build(config.optimiser, model)
+        if parallel is not None:
+            parallel.prepare(self.optimiser)
         self.average = config.averaging.build(model) if config.averaging is not None else None
         self.spikes = SpikeDetector(config.spikes) if config.spikes is not None else None
         self.standing = Standing()
@@ -120,7 +139,8 @@ class Trainer:
         self.model.eval()
         weights: AbstractContextManager[None] = self.average.applied() if self.average is not None else nullcontext()
         with weights, self._autocast():
-            figures = self.task.evaluate(self.model)
+            evaluate = self.task.evaluate
+            figures = evaluate(self.model) if self.parallel is None else self.parallel.run(evaluate)
         self.model.train()
         return figures
 
@@ -134,22 +154,14 @@ class Trainer:
             group["lr"] = group["base_rate"] * factor
         with phase("data"):
             batch = self.task.batch(step + self.standing.passed_over)
-        loss = backward(
-            self.task, self._called, batch, self.config.accumulation, self._scaler.scale, self._autocast, self.device
-        )
-        with phase("clip"):
-            if self._scaler.is_enabled():
-                self._scaler.unscale_(self.optimiser)
-            norm = gradient_norm(self.model.parameters())
+        loss, norm = self._gradient(batch)
         value, length = loss.item(), norm.item()
         record = {"loss": value, **self.task.figures(value), "gradient_norm": length}
         decision = self._decide(step, value, length)
         if decision == "go on":
             with phase("optimiser"):
-                clipped_step(
-                    self.optimiser, norm, self.config.clip, self._scaler if self._scaler.is_enabled() else None
-                )
-                if self.average is not None:
+                self._update(norm)
+                if self.average is not None and math.isfinite(length):  # not after an overflow, which made no step
                     self.average.update()
         else:
             record["skipped"] = 1
@@ -160,6 +172,29 @@ class Trainer:
         if decision == "roll back":
             return None
         return record | {"learning_rate": factor * self.config.optimiser.learning_rate}
+
+    def _gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Computes the gradient of `batch`; its loss, and the gradient's norm. On ranks it is clipped already."""
+        if self.parallel is not None:
+            parts = parts_of(self.parallel.share(batch), self.config.accumulation)
+            own = [tuple(tensor.to(self.device) for tensor in part) for part in parts]
+            loss = self.parallel.backward(_Cast(self.task, self._autocast), *own)
+            with phase("clip"):
+                return loss, self.parallel.clip(self.config.clip)
+        loss = backward(
+            self.task, self._called, batch, self.config.accumulation, self._scaler.scale, self._autocast, self.device
+        )
+        with phase("clip"):
+            if self._scaler.is_enabled():
+                self._scaler.unscale_(self.optimiser)
+            return loss, gradient_norm(self.model.parameters())
+
+    def _update(self, norm: Tensor) -> None:
+        if self.parallel is not None:
+            self.optimiser.step()
+        else:
+            scaler = self._scaler if self._scaler.is_enabled() else None
+            clipped_step(self.optimiser, norm, self.config.clip, scaler)
 
     def _decide(self, step: int, loss: float, norm: float) -> str:
         """What to do with a step: "go on", "skip" or "roll back". Raises `InputError` for a loss that is not finite
@@ -209,14 +244,20 @@ class Trainer:
         return 0 < self.config.patience <= self.standing.evaluations_since_best
 
     def _save(self, step: int, figures: dict[str, float] | None = None) -> None:
-        parts = {"model": self.model.state_dict(), "optimiser": state_tensors(self.model, self.optimiser)}
-        if self.average is not None:
-            parts["average"] = self._averages(self.average)
-            self.standing.averaged_updates = self.average.updates
         self.standing.loss_scale = self._scaler.state_dict()
         self.standing.spikes = self.spikes.state() if self.spikes is not None else None
-        tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
-        self.run.save_checkpoint(step, tensors | random_state(), vars(self.standing), figures)
+        tensors: dict[str, Held] = {}
+        if self.parallel is not None:
+            tensors |= held_by(self.parallel, self.optimiser) | random_state(f"random.{self.run.ranks.rank}")
+        else:
+            parts = {"model": self.model.state_dict(), "optimiser": state_tensors(self.model, self.optimiser)}
+            if self.average is not None:
+                parts["average"] = self._averages(self.average)
+                self.standing.averaged_updates = self.average.updates
+            for part, held in parts.items():
+                tensors |= {f"{part}.{name}": tensor for name, tensor in held.items()}
+            tensors |= random_state("random.0")
+        self.run.save_checkpoint(step, tensors, vars(self.standing), figures)
 
     def _averages(self, average: WeightAverage) -> dict[str, Tensor]:
         """The averages by every name of their weights: tied ones have several, and a model is loaded by all."""
@@ -231,8 +272,11 @@ class Trainer:
         if checkpoint.warning is not None:
             self.warnings.append(checkpoint.warning)
         self.standing = Standing(**checkpoint.state)
-        self.model.load_state_dict(part_of(checkpoint, "model"))
-        restore_state(self.model, self.optimiser, part_of(checkpoint, "optimiser"))
+        if self.parallel is not None:
+            take_up(self.parallel, self.optimiser, checkpoint)
+        else:
+            self.model.load_state_dict(part_of(checkpoint, "model"))
+            restore_state(self.model, self.optimiser, part_of(checkpoint, "optimiser"))
         if self.average is not None:
             averages, names = part_of(checkpoint, "average"), self.average.tensors()
             self.average.restore({name: averages[name] for name in names}, self.standing.averaged_updates)
@@ -240,8 +284,33 @@ class Trainer:
             self._scaler.load_state_dict(self.standing.loss_scale)
         if self.spikes is not None and self.standing.spikes is not None:
             self.spikes.restore(self.standing.spikes)
-        restore_random_state(checkpoint.tensors)
+        restore_random_state(checkpoint.tensors, f"random.{self.run.ranks.rank}")
         return int(checkpoint.step)
+
+
+@dataclass
+class _Cast:
+    """A task whose loss is computed under autocast."""
+
+    task: Task
+    autocast: Callable[[], AbstractContextManager[object]]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        with self.autocast():
+            return self.task.loss(model, batch)
+
+    def weight(self, batch: Batch) -> float:
+        return self.task.weight(batch)
+
+
+def _refuse_on_ranks(config: TrainerConfig) -> None:
+    for name, is_asked in (
+        ("averaging", config.averaging is not None),
+        ("precision", config.precision.kind not in ("float32", "bfloat16")),
+        ("compile", config.compile),
+    ):
+        if is_asked:
+            raise InputError(f"{name}: got {getattr(config, name)}, which is for one rank alone: leave it out")
 
 
 def part_of(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor, nn
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -82,6 +82,26 @@ def piece(
         )
     own = spans(own_place(group), group.size(), length // group.size(), order)
     return torch.cat([tensor[:, span.start : span.stop] for span in own], 1)
+
+
+class WholeSequences(nn.Module):
+    """A model that `context_parallel` has changed, called with whole sequences: for evaluations.
+
+    Each rank of `group` computes its piece of the logits, and all get the whole. Sequences are padded at their end to
+    what the ranks can divide, which no position before sees.
+    """
+
+    def __init__(self, model: nn.Module, group: ProcessGroup) -> None:
+        super().__init__()
+        self.model, self.group = model, group
+
+    def forward(self, tokens: Int[Tensor, "batch length"]) -> tuple[Float[Tensor, "batch length vocab"], None]:
+        length, ranks = tokens.shape[1], self.group.size()
+        padded = nn.functional.pad(tokens, (0, -length % ranks))
+        logits, _ = self.model(piece(padded, self.group))
+        pieces = [torch.empty_like(logits) for _ in range(ranks)]
+        distributed.all_gather(pieces, logits.contiguous(), group=self.group)
+        return torch.cat(pieces, 1)[:, :length], None
 
 
 class OverRanks:
