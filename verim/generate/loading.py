@@ -91,8 +91,11 @@ def _of_run(run: RunDirectory) -> Loaded:
                 f"there, {expected} by the configuration; restore the file that was changed"
             )
     model.load_state_dict(weights)
+    end_tokens = (int(config.get("separator", SEPARATOR)),)
+    if (run.path / TOKENIZER).is_file():
+        return Loaded(model, interop.load_tokenizer(run.path), end_tokens, checkpoint.warning)
     _require_bytes(run.path, model)
-    return Loaded(model, ByteTokenizer(), (SEPARATOR,), checkpoint.warning)
+    return Loaded(model, ByteTokenizer(), end_tokens, checkpoint.warning)
 
 
 def _of_folder(path: Path) -> Loaded:
