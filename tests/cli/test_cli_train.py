@@ -112,6 +112,37 @@ def test_a_killed_run_goes_on_to_the_same_bits(verim: Callable[..., Said], text:
     assert learnt and all((one.tensors[name] == other.tensors[name]).all() for name in learnt)
 
 
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_on_one_rank(text: Path, tmp_path: Path) -> None:
+    build([text], tmp_path / "data", BuildConfig())
+    options = [str(tmp_path / "data"), "--tokens", "60000", "--width", "16", "--batch", "4"]
+    options += ["--checkpoint-seconds", "0.3", "--evaluations", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    verim = ["-m", "verim", "train", *options]
+    alone = tmp_path / "alone"
+    subprocess.run([sys.executable, *verim, "--out", str(alone)], env=environment, check=True, capture_output=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ranks = tmp_path / "ranks"
+    command = [*launcher, "--max-restarts", "1", *verim, "--out", str(ranks), "--parallel.shard", "2"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
+        while len(RunDirectory(ranks).metrics()) < 30:
+            assert started.poll() is None, "the run ended before a rank could be killed"
+            time.sleep(0.02)
+        victim = max(children(started.pid))
+        os.kill(victim, signal.SIGKILL)
+        _, said = started.communicate(timeout=240)
+    assert started.returncode == 0, said
+    one, two = RunDirectory(alone).result(), RunDirectory(ranks).result()
+    assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-3)
+    assert two["steps"] == one["steps"]
+
+
+def children(process: int) -> list[int]:
+    """The processes that `process` has started."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(number) for number in found.split()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -126,6 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(verim: Callable[..., Said], text:
         (["TEXT", "--tokens", "1e4", "--width", "16", "--batch", "4", "--accumulation", "3"], "accumulation: got 3"),
         (["TEXT", "--tokens", "1e4", "--width", "16", "--tracker", "wand"], "tracker: got 'wand'"),
         (["TEXT", "--tokens", "1e4", "--width", "16", "--length", "1000000"], "too few for windows"),
+        (["TEXT", "--tokens", "1e4", "--width", "16", "--parallel.data", "2"], "data 2: 2 ranks, but 1 were given"),
         (["nowhere", "--tokens", "1e4"], "nowhere does not exist"),
         (["--resume", "nowhere"], "nowhere is not there"),
         (["TEXT", "--resume", "nowhere"], "resume: got other options"),
@@ -140,7 +172,8 @@ def test_what_cannot_be_is_said_in_a_line(
     assert code == 2
     last = said.strip().splitlines()[-1]
     assert message in last and last.startswith("verim: error: ")
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.json"))
+    if "wand" not in arguments:  # the tracker is looked for when the run is described already
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_resume_with_other_data_is_refused(verim: Callable[..., Said], text: Path, tmp_path: Path) -> None:

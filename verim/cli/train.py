@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -15,7 +15,7 @@ from rich.table import Table
 from verim.cli.training_lines import TrainingLines
 from verim.data import BuildConfig, build
 from verim.data.manifest import MANIFEST
-from verim.errors import InputError
+from verim.errors import InputError, VerimError
 from verim.models.interop.tokenizer import TOKENIZER
 from verim.runs import Retention, RunDirectory
 from verim.runtime.allocator import keep_freed_blocks
@@ -24,6 +24,8 @@ from verim.scaling.pretraining import PlannedRun, Request, expected_run_seconds,
 from verim.train.averaging import AveragingConfig
 from verim.train.config import TrainerConfig
 from verim.train.optimisers import OPTIMISERS, OptimiserConfig
+from verim.train.parallel import ParallelConfig
+from verim.train.parallel.start import is_restarted, started_ranks
 from verim.train.precision import Kind, Precision
 from verim.train.pretraining import Pretraining, pretrain
 from verim.train.rules import LENGTH, Recipe
@@ -97,24 +99,28 @@ class TrainCommand:
     """Go on with the run in this directory; what was asked of it then holds."""
     json: bool = False
     """Print the result as JSON as the last line."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """What several ranks share, and how; torchrun starts them (see verim launch)."""
 
     def run(self) -> None:
         keep_freed_blocks()
-        console = Console(stderr=True)
         device = self._device()
-        if self.resume is not None:
-            run, pretraining = self._resumed(console)
-        else:
-            run, planned = self._planned(console)
-            pretraining = planned.pretraining
-            _say_plan(console, planned)
-            for warning in planned.warnings:
+        with started_ranks(device) as ranks:
+            console = Console(stderr=True, quiet=ranks.rank > 0)
+            directory, described = ranks.on_first(lambda: self._begun(console, ranks.count))
+            pretraining = Pretraining.from_json(described)
+            parallel = self.parallel if ranks.count > 1 or self.parallel != ParallelConfig() else None
+            retention = Retention(self.keep, LanguageModelling.objective.figure)
+            run = RunDirectory(directory, retention, ranks)
+            with TrainingLines(console, run.path, pretraining.trainer.steps) as lines:
+                names = [name.strip() for name in self.tracker.split(",") if name.strip()]
+                result, warnings = pretrain(pretraining, run, device, lines.step, names, lines.warn, parallel)
+            for warning in warnings:
                 _say(console, f"warning: {warning}")
-        with TrainingLines(console, run.path, pretraining.trainer.steps) as lines:
-            names = [name.strip() for name in self.tracker.split(",") if name.strip()]
-            result, warnings = pretrain(pretraining, run, device, lines.step, names, lines.warn)
-        for warning in warnings:
-            _say(console, f"warning: {warning}")
+            if ranks.rank == 0:
+                self._print(run, result)
+
+    def _print(self, run: RunDirectory, result: dict[str, Any]) -> None:
         figures = ", ".join(f"{value:.4f} {name.replace('_', ' ')}" for name, value in result.items() if "per_" in name)
         print(
             f"{run.path}: {result['steps']:,} steps, {result['tokens']:,} tokens, {result['seconds']:.1f} s: {figures}"
@@ -122,33 +128,56 @@ class TrainCommand:
         if self.json:
             print(json.dumps({"run": str(run.path), "result": result, "config": run.config()}, allow_nan=False))
 
-    def _device(self) -> torch.device:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device: got cuda, but torch finds no GPU: give --device cpu")
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-    def _resumed(self, console: Console) -> tuple[RunDirectory, Pretraining]:
-        if replace(self, resume=None, json=False, device="auto", tracker="", keep=2) != TrainCommand():
-            raise InputError(
-                "resume: got other options beside it; a run goes on with what it was asked: give --resume alone, or "
-                "with --device, --tracker or --keep"
-            )
-        assert self.resume is not None
-        run = RunDirectory.existing(self.resume, retention=self._retention())
-        pretraining = Pretraining.from_json(run.config())
-        if run.finished:
-            _say(console, f"{run.path} is finished: its result is read")
-        return run, pretraining
-
-    def _planned(self, console: Console) -> tuple[RunDirectory, PlannedRun]:
-        """The run's directory and what is to be trained there."""
-        seconds = 60 * self.minutes if self.minutes is not None else None
-        budget = Budget(seconds, self.tokens, self.flops)
+    def _begun(self, console: Console, ranks: int) -> tuple[str, dict[str, Any]]:
+        """The run's directory and its configuration, taken up or planned; checked. By the first rank alone."""
+        self.parallel.check_ranks(ranks)
+        again = self.out is not None and is_restarted() and (self.out / "config.json").is_file()
+        if self.resume is not None or again:
+            return self._resumed(console, self.out if again else None)
+        if ranks > 1 and self.minutes is not None:
+            raise InputError("minutes: got it on several ranks, whose speed is not known before: give tokens or flops")
+        if ranks > 1 and self.out is None:
+            raise InputError("out: got none on several ranks: name the run's directory, so that a restart finds it")
         directory = self.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
         if directory.exists() and any(path.name != ".lock" for path in directory.iterdir()):
             raise InputError(
                 f"out: {directory} is not empty; name another directory, or go on with --resume {directory}"
             )
+        try:
+            planned = self._planned(directory, console)
+            run = planned.pretraining
+            self.parallel.check(run.model, ranks, run.batch, run.length)
+        except (VerimError, OSError, KeyboardInterrupt):
+            shutil.rmtree(directory, ignore_errors=True)  # nothing was in it
+            raise
+        _say_plan(console, planned)
+        for warning in planned.warnings:
+            _say(console, f"warning: {warning}")
+        return str(directory), planned.pretraining.to_json()
+
+    def _device(self) -> torch.device:
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device: got cuda, but torch finds no GPU: give --device cpu")
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def _resumed(self, console: Console, restarted: Path | None) -> tuple[str, dict[str, Any]]:
+        mine = replace(self, resume=None, json=False, device="auto", tracker="", keep=2, parallel=ParallelConfig())
+        if restarted is None and mine != TrainCommand():
+            raise InputError(
+                "resume: got other options beside it; a run goes on with what it was asked: give --resume alone, or "
+                "with --device, --tracker, --keep or --parallel"
+            )
+        directory = restarted or self.resume
+        assert directory is not None, "a run is taken up by its directory"
+        run = RunDirectory.existing(directory)
+        if run.finished:
+            _say(console, f"{run.path} is finished: its result is read")
+        return str(directory), Pretraining.from_json(run.config()).to_json()
+
+    def _planned(self, directory: Path, console: Console) -> PlannedRun:
+        """What is to be trained in `directory`; the data set and the tokenizer are put there where it needs them."""
+        seconds = 60 * self.minutes if self.minutes is not None else None
+        budget = Budget(seconds, self.tokens, self.flops)
         data = self._data(directory, console)
         _say(console, "measuring the speed of the sizes")
         request = Request(
@@ -167,10 +196,7 @@ class TrainCommand:
         if (data / TOKENIZER).is_file():
             directory.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(data / TOKENIZER, directory / TOKENIZER)
-        return RunDirectory(directory, self._retention()), planned
-
-    def _retention(self) -> Retention:
-        return Retention(self.keep, LanguageModelling.objective.figure)
+        return planned
 
     def _data(self, directory: Path, console: Console) -> Path:
         """The data set: the one that was named, or one made of the text that was named."""

@@ -17,6 +17,7 @@ from verim.runs.trackers import trackers
 from verim.runtime.configurations import filled
 from verim.train.config import TrainerConfig
 from verim.train.meter import Meter
+from verim.train.parallel import ParallelConfig, parallelize
 from verim.train.rules import EVALUATION_BYTES, LENGTH
 from verim.train.task import EVALUATION_BATCH, LanguageModelling
 from verim.train.trainer import Progress, Trainer
@@ -77,12 +78,16 @@ def pretrain(
     progress: Progress = lambda record: None,
     followed_by: Sequence[str] = (),
     warn: Callable[[str], None] = lambda warning: None,
+    parallel: ParallelConfig | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Trains what is left of `run` and returns its result and what the user should be warned of.
 
-    The figures go to `progress`, and to the trackers named in `followed_by`; `warn` is told of one that fails.
-    Raises `InputError` where the data set is not the one that the run began with.
+    The figures go to `progress`, and to the trackers named in `followed_by`; `warn` is told of one that fails. On
+    several ranks, all of which call this alike, `parallel` says what they share; the run may have begun on another
+    number of them. Raises `InputError` where the data set is not the one that the run began with.
     """
+    if run.finished:
+        return run.result(), []
     data = Dataset(pretraining.data)
     for name in ("corpus_sha256", "tokenizer", "separator"):
         held = getattr(data.manifest, name)
@@ -94,15 +99,20 @@ def pretrain(
     torch.manual_seed(pretraining.seed)
     model = LanguageModel(pretraining.model).to(device)
     task = language_modelling(pretraining, data)
+    flops = model.flops(pretraining.length)
+    divided = parallelize(model, parallel, pretraining.batch, pretraining.length) if parallel is not None else None
+    peak = peak_flops(device, pretraining.trainer)
     meter = Meter(
         pretraining.trainer.steps,
         task.tokens_per_step,
-        model.flops(pretraining.length),
-        peak_flops(device, pretraining.trainer),
+        flops,
+        peak * run.ranks.count if peak is not None else None,
         device,
     )
-    trainer = Trainer(model, task, pretraining.trainer, run, meter)
-    with run.writing(), trackers(followed_by, run.path, warn) as followers:
+    trained = model if divided is None else divided.module
+    trainer = Trainer(trained, task, pretraining.trainer, run, meter, divided)
+    first_rank = run.ranks.rank == 0
+    with run.writing(), trackers(followed_by if first_rank else (), run.path, warn) as followers:
         first = True
 
         def tell(record: dict[str, float]) -> None:
@@ -113,7 +123,7 @@ def pretrain(
             followers.log(int(record["step"]), record)
             progress(record)
 
-        result = trainer.train(pretraining.to_json(), tell, environment(device))
+        result = trainer.train(pretraining.to_json(), tell, environment(device, parallel))
         followers.finish(result)
     return result, trainer.warnings
 
@@ -142,6 +152,8 @@ def peak_flops(device: torch.device, trainer: TrainerConfig) -> float | None:
     return peak
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, parallel: ParallelConfig | None = None) -> dict[str, Any]:
     """What a run needs said to be reproduced, beside its configuration."""
-    return {"verim": verim.__version__, "threads": torch.get_num_threads(), "device": str(device)} | machine_card()
+    here = {"verim": verim.__version__, "threads": torch.get_num_threads(), "device": str(device)}
+    ranks = {"parallel": asdict(parallel)} if parallel is not None else {}
+    return here | ranks | machine_card()

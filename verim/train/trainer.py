@@ -124,6 +124,8 @@ class Trainer:
                 record |= self.meter.read(step)
             self.run.log(record)
             due = evaluated or time.perf_counter() - saved >= self.config.checkpoint_seconds
+            if self.parallel is not None and not evaluated:
+                due = self.parallel.agreed(due)
             if due and step < self.config.steps:
                 self._save(step, figures if evaluated else None)
                 saved = time.perf_counter()

@@ -170,6 +170,15 @@ class Parallel:
             _local(gradient).mul_(scale)
         return total
 
+    def agreed(self, decision: bool) -> bool:
+        """What the first rank decides: clocks differ, and all ranks must save, or stop, at the same step."""
+        if self.mesh is None:
+            return decision
+        said = torch.tensor([float(decision)], device=next(self.module.parameters()).device)
+        with lost_ranks_said():
+            distributed.broadcast(said, src=0)
+        return bool(said.item())
+
     def prepare(self, optimiser: torch.optim.Optimizer) -> None:
         """To be called once, before the first step: with `zero` 1 the optimiser keeps this rank's states alone."""
         if self.mesh is not None and self.config.shard > 1 and self.config.zero == 1:
