@@ -1,5 +1,6 @@
-"""Learning without backpropagation: liquid state machines, readouts, local rules."""
+"""Learning without backpropagation: liquid state machines, echo state networks, readouts, local rules."""
 
+from verim.neuro.echo import EchoStateNetwork, LinearReservoir, Reservoir, ReservoirConfig
 from verim.neuro.liquid import Cochlea, Column, ColumnConfig, Liquid
 from verim.neuro.plasticity import BCM, Hebb, Oja, Sanger, Subspace
 from verim.neuro.readouts import LogisticClassifier, Ridge, RidgeClassifier
@@ -10,10 +11,14 @@ __all__ = [
     "Cochlea",
     "Column",
     "ColumnConfig",
+    "EchoStateNetwork",
     "Hebb",
+    "LinearReservoir",
     "Liquid",
     "LogisticClassifier",
     "Oja",
+    "Reservoir",
+    "ReservoirConfig",
     "Ridge",
     "RidgeClassifier",
     "Sanger",
