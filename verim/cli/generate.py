@@ -198,7 +198,8 @@ class GenerateCommand:
             return
         texts = zip(self.prompt, prompts, done, strict=True)
         record["completions"] = [
-            {"prompt": prompt, "prompt_tokens": len(tokens), **completion._asdict()}
+            {"prompt": prompt, "prompt_tokens": len(tokens)}
+            | {name: value for name, value in completion._asdict().items() if name != "depths" or value}
             for prompt, tokens, completion in texts
         ]
         print(json_module.dumps({"model": str(self.model), **record}))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from verim.ops.adamw import AdamWRule, AdamWTensors, adamw, has_fast_update
@@ -49,15 +50,17 @@ def adamw_step(state: dict[Any, Any], groups: Iterable[dict[str, Any]], gradient
     rules: list[AdamWRule] = []
     counters: list[Tensor] = []
     for group in groups:
-        weights = with_gradient(group)
-        held = [_of(state, weight) for weight in weights]
+        held = [_of(state, weight) for weight in with_gradient(group)]
         if not held:
             continue
         beta1, beta2 = group["betas"]
         if not has_fast_update([tensor for of_weight in held for tensor in of_weight.all()]):
-            _torch_step(state, group, held, gradient_scale)
+            for sharded in (False, True):  # experts of this rank beside what FSDP shards: torch wants them apart
+                alike = [of_weight for of_weight in held if isinstance(of_weight.weight, DTensor) == sharded]
+                if alike:
+                    _torch_step(state, group, alike, gradient_scale)
             continue
-        steps = [state[weight]["step"] for weight in weights]
+        steps = [state[of_weight.weight]["step"] for of_weight in held]
         counters += steps
         tensors += held
         numbers = group["lr"], beta1, beta2, group["eps"], group["weight_decay"]
