@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from verim.data import Dataset
+from verim.data import Dataset, Loader
 from verim.errors import InputError
 from verim.models import LanguageModelConfig, architecture_config
 from verim.runtime.files import read_json
@@ -69,6 +69,7 @@ class PlannedRun:
 def plan_run(request: Request) -> PlannedRun:
     """Chooses what `request` leaves open. Raises `InputError` where that is impossible."""
     data = Dataset(request.data, verify=False)
+    Loader(data.train, 1, request.length, request.seed)  # before anything is measured: the text may be too short
     candidates, config = _candidates(request, data.vocab)
     choice = choose(candidates, request.budget, request.evaluations)
     if config is None:
