@@ -11,7 +11,7 @@ Results = list[dict[str, str | None]]
 """By rank: the name of each check that ran, with None or a traceback."""
 
 
-def run_on_ranks(script: Path, world: int, folder: Path, *arguments: str, seconds: float = 400) -> Results:
+def run_on_ranks(script: Path, world: int, folder: Path, *arguments: str, seconds: float = 1200) -> Results:
     """Runs `python script RANK WORLD FOLDER *arguments` once for each rank; each writes FOLDER/RANK.json."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     ranks = [
