@@ -10,21 +10,20 @@ exclusive or. A liquid has to do both, by its own fading memory.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
-from verim.errors import InputError, VerimError
+from verim.errors import InputError
 from verim.neuro import ColumnConfig, Liquid, RidgeClassifier
 from verim.neuro.liquid import filtered, regular
 from verim.ops.spiking import Events
+from verim.recipes.command import run_command
 from verim.recipes.liquid_templates import RESULTS_TITLE, raster_figure
 from verim.recipes.results import markdown_table, mean_and_error, percent, write_section
 from verim.report.figures import axis
@@ -188,13 +187,7 @@ def write_page(page: Path, scores: Sequence[Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line `arguments`, by default the process's."""
-    console = Console()
-    try:
-        page = run(tyro.cli(Experiment, prog="verim recipe run liquid-memory", args=arguments), console)
-    except VerimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+    run_command(Experiment, run, "verim recipe run liquid-memory", arguments)
 
 
 if __name__ == "__main__":

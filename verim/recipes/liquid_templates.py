@@ -11,7 +11,6 @@ traces; a delay line of them over all of the input. Beside the task: separation 
 (2007) against the strength of the connections.
 """
 
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
-from verim.errors import InputError, VerimError
+from verim.errors import InputError
 from verim.neuro import ColumnConfig, Liquid, RidgeClassifier
 from verim.neuro.liquid import filtered, poisson
 from verim.neuro.liquid.quality import jittered, ranks, separation
 from verim.ops.spiking import Events
+from verim.recipes.command import run_command
 from verim.recipes.results import markdown_table, percent, write_section
 from verim.report.figures import axis
 from verim.report.parts import Column, panel, paragraph, plot, section, table
@@ -303,13 +302,7 @@ def trajectory_figure(states: Tensor, labels: Tensor) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line `arguments`, by default the process's."""
-    console = Console()
-    try:
-        page = run(tyro.cli(Experiment, prog="verim recipe run liquid-templates", args=arguments), console)
-    except VerimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+    run_command(Experiment, run, "verim recipe run liquid-templates", arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ other seeds. Results are kept line by line in OUT/trials.jsonl: a killed experim
 
 import itertools
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import Progress
 
 from verim.anatomy.machine import usable_cores
 from verim.data.synthetic import AssociativeRecall, InductionHeads, Parity, SelectiveCopying, SyntheticTask
-from verim.errors import InputError, VerimError
+from verim.errors import InputError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import LayerConfig, SwiGLUConfig
 from verim.nn.mixers import MIXERS
+from verim.recipes.command import run_command
 from verim.recipes.mixers_page import SOLVED, write_page
 from verim.runs.lock import locked
 from verim.runs.metrics import MetricsLog, read_metrics
@@ -274,13 +273,7 @@ def _begin() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line `arguments`, by default the process's."""
-    console = Console()
-    try:
-        page = run(tyro.cli(Experiment, prog="python -m verim.recipes.mixers", args=arguments), console)
-    except VerimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+    run_command(Experiment, run, "python -m verim.recipes.mixers", arguments)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ here forward and backward count, three times as much, for all models alike.
 """
 
 import resource
-import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from verim.anatomy.machine import usable_cores
 from verim.data.corpus import load_corpus
-from verim.errors import InputError, VerimError
+from verim.errors import InputError
 from verim.models import BlockConfig, LanguageModel, LanguageModelConfig
 from verim.nn import SwiGLUConfig
 from verim.nn.mixers import AttentionConfig
 from verim.nn.recursion import RecursionConfig
 from verim.nn.recursion_routing import ExpertChoiceConfig
+from verim.recipes.command import run_command
 from verim.recipes.mor_decoding import decoding_records
 from verim.recipes.mor_page import write_page
 from verim.runs.lock import locked
@@ -218,14 +218,9 @@ def _begin() -> None:
     follow_parent()
 
 
-def main() -> None:
-    console = Console()
-    try:
-        page = run(tyro.cli(Experiment, prog="python -m verim.recipes.mor"), console)
-    except VerimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line `arguments`, by default the process's."""
+    run_command(Experiment, run, "python -m verim.recipes.mor", arguments)
 
 
 if __name__ == "__main__":

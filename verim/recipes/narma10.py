@@ -8,18 +8,17 @@ a photodetector does (Vinckier et al. 2015, NMSE 0.107 with 50 units). A linear 
 (Appeltant et al. 2011). Both are beside what is measured.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
-from verim.errors import InputError, VerimError
+from verim.errors import InputError
 from verim.neuro.echo import EchoStateNetwork, Reservoir, ReservoirConfig, TunedRidge, narma10
+from verim.recipes.command import run_command
 from verim.recipes.liquid_templates import RESULTS_TITLE
 from verim.recipes.results import markdown_table, mean_and_error, write_section
 from verim.report.figures import axis
@@ -131,13 +130,7 @@ def write_page(page: Path, experiment: Experiment, errors: Sequence[dict[str, fl
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line `arguments`, by default the process's."""
-    console = Console()
-    try:
-        page = run(tyro.cli(Experiment, prog="verim recipe run narma10", args=arguments), console)
-    except VerimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+    run_command(Experiment, run, "verim recipe run narma10", arguments)
 
 
 if __name__ == "__main__":
