@@ -19,6 +19,7 @@ from verim.errors import InputError, VerimError
 from verim.models.interop.tokenizer import TOKENIZER
 from verim.runs import Retention, RunDirectory
 from verim.runtime.allocator import keep_freed_blocks
+from verim.runtime.files import write_bytes
 from verim.scaling.budget import Budget
 from verim.scaling.pretraining import PlannedRun, Request, expected_run_seconds, plan_run
 from verim.train.averaging import AveragingConfig
@@ -195,7 +196,7 @@ class TrainCommand:
         planned = plan_run(request)
         if (data / TOKENIZER).is_file():
             directory.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(data / TOKENIZER, directory / TOKENIZER)
+            write_bytes(directory / TOKENIZER, (data / TOKENIZER).read_bytes())
         return planned
 
     def _data(self, directory: Path, console: Console) -> Path:

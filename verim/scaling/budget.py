@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verim.errors import InputError
-from verim.scaling.ladder import EXPECTED_OPTIMUM, expected_seconds
+from verim.scaling.ladder import EXPECTED_OPTIMUM
 from verim.scaling.plan import tokens_within
 from verim.scaling.speed import Candidate
 
@@ -47,11 +47,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """A size, its tokens, and the seconds that they are expected to take."""
+    """A size and its tokens."""
 
     candidate: Candidate
     tokens: float
-    seconds: float
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget, evaluations: int) -> Choice:
@@ -71,8 +70,4 @@ def choose(candidates: Sequence[Candidate], budget: Budget, evaluations: int) ->
         size, tokens = choice.candidate.non_embedding / least, choice.tokens / tokens_at
         return float(BETA * size**-ALPHA + ALPHA * tokens**-BETA)
 
-    choices = []
-    for candidate in candidates:
-        tokens = budget.tokens_of(candidate, evaluations)
-        choices.append(Choice(candidate, tokens, expected_seconds(candidate, tokens, evaluations)))
-    return min(choices, key=excess)
+    return min((Choice(size, budget.tokens_of(size, evaluations)) for size in candidates), key=excess)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from verim.train.step import backward
-from verim.train.task import Batch, Task
+from verim.train.task import Batch, WeighedLoss
 
 
 class Compiled(NamedTuple):
@@ -16,7 +16,7 @@ class Compiled(NamedTuple):
     reason: str | None = None
 
 
-def compiled(model: nn.Module, task: Task, batch: Batch, device: torch.device | None = None) -> Compiled:
+def compiled(model: nn.Module, task: WeighedLoss, batch: Batch, device: torch.device | None = None) -> Compiled:
     """`torch.compile(model)` where one forward and backward pass of it succeed, else `model` and the reason.
 
     The pass is on `batch`, so its shapes are those of training; gradients and random state are left as they were. The

@@ -1,7 +1,6 @@
 """One update of a model's weights: what a training run repeats and what a speed measurement times."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from verim.errors import InputError
 from verim.runtime.phases import phase
 from verim.train.optimisers import clipped_step, gradient_norm
-from verim.train.task import Batch, Task
+from verim.train.task import Batch, WeighedLoss
 
 
 def update(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
@@ -30,12 +29,11 @@ def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def backward(
-    task: Task,
+    task: WeighedLoss,
     model: nn.Module,
     batch: Batch,
     parts: int = 1,
     scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     device: torch.device | None = None,
 ) -> Tensor:
     """Adds the gradient of `scaled`(loss(batch)) to the weights', a part of the rows at a time; returns the loss.
@@ -54,8 +52,7 @@ def backward(
             continue  # no target counts: a mean over none has no value
         with phase("copy"):
             part = tuple(tensor.to(device, non_blocking=True) for tensor in part)
-        with autocast():
-            loss = task.loss(model, part)
+        loss = task.loss(model, part)
         with phase("backward"):
             scaled(loss if share == 1.0 else loss * share).backward()
         total += share * loss.detach()

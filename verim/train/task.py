@@ -33,19 +33,12 @@ class Objective:
         return one < other if self.lower_is_better else one > other
 
 
-class Task(Protocol):
-    """Batches, a loss, an evaluation.
+class WeighedLoss(Protocol):
+    """What a step needs of a task: a loss that is a mean over the batch's `weight`.
 
-    The loss of a batch is a mean over its `weight`, so the loss of a batch is the mean of its parts' losses, each
-    weighed by its part's weight: micro-batches and ranks add up to the gradient of the whole.
+    So the loss of a batch is the mean of its parts' losses, each weighed by its part's weight: micro-batches and ranks
+    add up to the gradient of the whole.
     """
-
-    tokens_per_step: int
-    objective: Objective
-
-    def batch(self, step: int) -> Batch:
-        """What step `step` learns from, on the CPU; the same for the same step."""
-        ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss of a batch or of a part of its rows, a scalar to differentiate."""
@@ -53,6 +46,17 @@ class Task(Protocol):
 
     def weight(self, batch: Batch) -> float:
         """What `loss` is the mean over: how many targets the batch has."""
+        ...
+
+
+class Task(WeighedLoss, Protocol):
+    """Batches, a loss, an evaluation."""
+
+    tokens_per_step: int
+    objective: Objective
+
+    def batch(self, step: int) -> Batch:
+        """What step `step` learns from, on the CPU; the same for the same step."""
         ...
 
     def figures(self, loss: float) -> dict[str, float]:

@@ -146,6 +146,10 @@ class Trainer:
         self.model.train()
         return figures
 
+    @property
+    def _cast(self) -> "_Cast":
+        return _Cast(self.task, self._autocast)
+
     def _autocast(self) -> AbstractContextManager[object]:
         return self.config.precision.autocast(self.device.type)
 
@@ -180,12 +184,10 @@ class Trainer:
         if self.parallel is not None:
             parts = parts_of(self.parallel.share(batch), self.config.accumulation)
             own = [tuple(tensor.to(self.device) for tensor in part) for part in parts]
-            loss = self.parallel.backward(_Cast(self.task, self._autocast), *own)
+            loss = self.parallel.backward(self._cast, *own)
             with phase("clip"):
                 return loss, self.parallel.clip(self.config.clip)
-        loss = backward(
-            self.task, self._called, batch, self.config.accumulation, self._scaler.scale, self._autocast, self.device
-        )
+        loss = backward(self._cast, self._called, batch, self.config.accumulation, self._scaler.scale, self.device)
         with phase("clip"):
             if self._scaler.is_enabled():
                 self._scaler.unscale_(self.optimiser)
@@ -230,7 +232,8 @@ class Trainer:
 
     def _compile(self, step: int) -> None:
         if self.config.compile:
-            self._called, reason = compiled(self.model, self.task, self.task.batch(step), self.device)
+            part = next(parts_of(self.task.batch(step), self.config.accumulation))
+            self._called, reason = compiled(self.model, self._cast, part, self.device)
             if reason is not None:
                 self.warnings.append(f"{reason}: training goes on without it")
 

@@ -8,7 +8,6 @@ checkpoint into FOLDER, and at the end the weights. Lines on standard output say
 
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from verim.nn.mixers import AttentionConfig
 from verim.ops import cross_entropy
 from verim.runtime.tensors import read_tensors, write_tensors
 from verim.train.parallel import ParallelConfig, parallelize
+from verim.train.parallel.start import started_ranks
 
 
 class Next:
@@ -38,7 +38,11 @@ class Next:
 
 def main() -> None:
     folder, steps, fatal = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    with started_ranks(torch.device("cpu")):
+        train(folder, steps, fatal)
+
+
+def train(folder: Path, steps: int, fatal: int) -> None:
     rank, life = distributed.get_rank(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig((BlockConfig(AttentionConfig(heads=2)),), 8, 1, 16))
@@ -65,7 +69,6 @@ def main() -> None:
             write_tensors(folder / "checkpoint", parallel.module.state_dict(), str(step + 1))
     if rank == 0:
         write_tensors(folder / "final", parallel.module.state_dict())
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from verim.runtime.tensors import read_tensors
+from verim.train.parallel.start import store_of_this_life
 
 SCRIPT = Path(__file__).with_name("mortal_rank.py")
 
@@ -42,7 +46,7 @@ def test_restarted_ranks_go_on_from_the_last_checkpoint(tmp_path: Path) -> None:
 def test_the_rank_that_is_left_says_why_it_stops(tmp_path: Path) -> None:
     """Without a launcher that ends it first: it must end by itself, soon, with the reason."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
@@ -63,3 +67,19 @@ def test_the_rank_that_is_left_says_why_it_stops(tmp_path: Path) -> None:
     assert ranks[0].returncode == 2
     assert "rank 0: another rank has died or does not answer" in said
     assert "starts all again from the last whole checkpoint" in said
+
+
+def test_a_life_does_not_hear_of_those_before() -> None:
+    """Three ranks meet over a store that still holds what ranks of earlier lives wrote, whoever comes first."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def meet(rank: int, life: int) -> None:
+        time.sleep(0.3 * ((rank + life) % 3))
+        own = TCPStore("127.0.0.1", store.port, is_master=False)
+        of_life = store_of_this_life(own, rank, 3)
+        of_life.set(f"address {rank}", f"{life}.{rank}")
+        assert [of_life.get(f"address {other}").decode() for other in range(3)] == [f"{life}.{i}" for i in range(3)]
+
+    for life in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(meet, range(3), [life] * 3))

@@ -24,7 +24,13 @@ class _ComponentRule(ABC):
     _name: str
 
     def __init__(
-        self, components: int, rate: float | Rate, batch: int, is_adaptive: bool, is_centred: bool, seed: int
+        self,
+        components: int = 2,
+        rate: float | Rate = 0.05,
+        batch: int = 1,
+        is_adaptive: bool = True,
+        is_centred: bool = True,
+        seed: int = 0,
     ) -> None:
         check_counts(self._name, components=components, batch=batch)
         self.components, self.batch, self.is_adaptive, self.is_centred = components, batch, is_adaptive, is_centred
@@ -153,17 +159,6 @@ class Sanger(_ComponentRule):
 
     _name = "Sanger"
 
-    def __init__(
-        self,
-        components: int = 2,
-        rate: float | Rate = 0.05,
-        batch: int = 1,
-        is_adaptive: bool = True,
-        is_centred: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(components, rate, batch, is_adaptive, is_centred, seed)
-
     def _decay(self, y: Tensor, weights: Tensor) -> Tensor:
         return (y.T @ y).tril() @ weights
 
@@ -180,17 +175,6 @@ class Subspace(_ComponentRule):
     """
 
     _name = "Subspace"
-
-    def __init__(
-        self,
-        components: int = 2,
-        rate: float | Rate = 0.05,
-        batch: int = 1,
-        is_adaptive: bool = True,
-        is_centred: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(components, rate, batch, is_adaptive, is_centred, seed)
 
     def _gains(self, power: Tensor) -> Tensor:
         return (1 / power.sum()).expand(len(power))  # the sum of y² bounds the largest eigenvalue of E[y yᵀ]

@@ -25,4 +25,4 @@ def _pointer(typing: Any, address: Any, marker: Any) -> Any:
 @njit(nogil=True)
 def array_at(address: int, count: int, marker: Any) -> Any:
     """`count` numbers of the type of `marker` at `address`."""
-    return numba.carray(_pointer(address, marker), (count,))  # type: ignore[attr-defined]
+    return numba.carray(_pointer(address, marker), (count,))  # type: ignore[attr-defined]  # numba writes no types

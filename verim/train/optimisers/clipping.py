@@ -20,6 +20,14 @@ def gradient_norm(weights: Iterable[nn.Parameter]) -> Tensor:
     return whole
 
 
+def clip_factor(norm: Tensor, clip: float) -> Tensor:
+    """min(1, clip / norm): what scales a gradient of this norm down to `clip` where it is longer.
+
+    1e-6 is added to the norm, as torch's `clip_grad_norm_` does, which has to divide by zero too.
+    """
+    return (clip / (norm + 1e-6)).clamp(max=1.0)
+
+
 def clipped_step(
     optimiser: torch.optim.Optimizer,
     norm: Tensor,
@@ -33,7 +41,7 @@ def clipped_step(
     gradient was not finite.
     """
     step: Callable[..., Any] = optimiser.step if scaler is None else functools.partial(scaler.step, optimiser)
-    factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+    factor = clip_factor(norm, clip)
     if isinstance(optimiser, ScalingOptimiser):
         step(gradient_scale=factor)
         return

@@ -3,6 +3,7 @@
 `all` is a tensor that every rank holds alike, `part` a term of a sum over ranks, `slice` a range of positions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed import ProcessGroup
 from verim.errors import InputError
 
 Sequence = Float[Tensor, "batch length width"]
+Exchange = Callable[[Tensor, ProcessGroup], Tensor]
 
 # torch 2.13 renamed them; 2.11 has the old names alone
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -24,12 +26,12 @@ def enter(x: Tensor, group: ProcessGroup) -> Tensor:
 
     (f of Shoeybi et al. 2019, arXiv 1909.08053, section 3.)
     """
-    return _apply(_Enter, x, group)
+    return _apply(as_it_is, sum_over, x, group)
 
 
 def leave(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum of the ranks' parts `x`; its gradient is that of every part (g of Shoeybi et al. 2019, section 3)."""
-    return _apply(_Leave, x, group)
+    return _apply(sum_over, as_it_is, x, group)
 
 
 def total(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -39,27 +41,32 @@ def total(x: Tensor, group: ProcessGroup) -> Tensor:
 
 def slice_positions(x: Sequence, group: ProcessGroup) -> Sequence:
     """This rank's positions of an `x` that all hold alike; backward the slices are gathered."""
-    return _apply(_Slice, x, group)
+    return _apply(own_slice, joined, x, group)
 
 
 def gather_positions(x: Sequence, group: ProcessGroup) -> Sequence:
     """All positions, for work that all ranks do alike; backward each takes its slice."""
-    return _apply(_Gather, x, group)
+    return _apply(joined, own_slice, x, group)
 
 
 def gather_to_enter(x: Sequence, group: ProcessGroup) -> Sequence:
     """All positions, for work that ranks divide: `gather_positions`, with the ranks' gradients summed as by `enter`."""
-    return _apply(_GatherToEnter, x, group)
+    return _apply(joined, sum_of_slice, x, group)
 
 
 def leave_to_slice(x: Sequence, group: ProcessGroup) -> Sequence:
     """This rank's positions of the sum of the ranks' parts: `leave`, of which each keeps its slice."""
-    return _apply(_LeaveToSlice, x, group)
+    return _apply(sum_of_slice, joined, x, group)
 
 
-def _apply(function: type[torch.autograd.Function], x: Tensor, group: ProcessGroup) -> Tensor:
-    result: Tensor = function.apply(x, group)
+def _apply(there: Exchange, back: Exchange, x: Tensor, group: ProcessGroup) -> Tensor:
+    result: Tensor = _Adjoint.apply(x, group, there, back)
     return result
+
+
+def as_it_is(x: Tensor, group: ProcessGroup) -> Tensor:
+    """`x` itself, under a name of its own in the graph."""
+    return x.view_as(x)
 
 
 def sum_over(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -95,66 +102,14 @@ def own_slice(x: Sequence, group: ProcessGroup) -> Sequence:
     return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
 
 
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
+class _Adjoint(torch.autograd.Function):
+    """`there` forward, `back`, its transpose, backward."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return sum_over(gradients[0], ctx.group), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        return sum_over(x, group)
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, there: Exchange, back: Exchange) -> Tensor:
+        ctx.group, ctx.back = group, back
+        return there(x, group)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-class _Slice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return own_slice(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return joined(gradients[0], ctx.group), None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return joined(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return own_slice(gradients[0], ctx.group), None
-
-
-class _GatherToEnter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return joined(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return sum_of_slice(gradients[0], ctx.group), None
-
-
-class _LeaveToSlice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return sum_of_slice(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return joined(gradients[0], ctx.group), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(gradients[0], ctx.group), None, None, None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -13,6 +13,7 @@ from verim.errors import InputError, RankError
 from verim.models import LanguageModel
 from verim.nn import MixtureOfExperts
 from verim.runs.shards import Held, SliceOf
+from verim.train.optimisers.clipping import clip_factor
 from verim.train.parallel.checkpointing import recompute
 from verim.train.parallel.config import ParallelConfig
 from verim.train.parallel.context import WholeSequences, context_parallel, piece
@@ -23,19 +24,7 @@ from verim.train.parallel.pipeline import Pipeline
 from verim.train.parallel.plans import Cut
 from verim.train.parallel.shard import shard, share_state
 from verim.train.parallel.tensor import Layout, parallelize_tensor
-
-Batch = tuple[Tensor, ...]
-
-EPS = 1e-6
-"""Added to a norm that is divided by, as torch's `clip_grad_norm_` does."""
-
-
-class WeighedLoss(Protocol):
-    """What a training step needs of a `Task`: a loss that is a mean over the batch's weight."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
-
-    def weight(self, batch: Batch) -> float: ...
+from verim.train.task import Batch, WeighedLoss
 
 
 class Whole(nn.Module):
@@ -165,7 +154,7 @@ class Parallel:
             with lost_ranks_said():
                 distributed.all_reduce(squares)
         total = squares.sqrt()
-        scale = (norm / (total + EPS)).clamp(max=1)
+        scale = clip_factor(total, norm)
         for gradient in gradients:
             _local(gradient).mul_(scale)
         return total

@@ -8,7 +8,7 @@ Both read a model that is not divided yet; one made on the meta device will do:
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -97,11 +97,11 @@ def traffic(
     counted, one exchange of gradients a step, without recomputation; what is exchanged beside (a step's loss and norm)
     is a few numbers.
     """
-    sent: Counter[Kind] = Counter()
+    sent: defaultdict[Kind, float] = defaultdict(float)
 
     def add(kind: Kind, numbers: float, ranks: int) -> None:
         if ranks > 1:
-            sent[kind] += volume(kind, numbers * element, ranks)  # type: ignore[assignment]
+            sent[kind] += volume(kind, numbers * element, ranks)
 
     shapes = _shapes(model, config)
     copies = config.data * config.expert * config.context

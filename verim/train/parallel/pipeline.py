@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,16 +23,7 @@ from verim.models import LanguageModel
 from verim.ops.distributed import Ranks
 from verim.train.parallel.groups import group_of, own_place
 from verim.train.parallel.stages import Stage, cut
-
-Batch = tuple[Tensor, ...]
-
-
-class WeighedLoss(Protocol):
-    """What a step needs of a `Task`: a loss that is a mean over the batch's weight."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
-
-    def weight(self, batch: Batch) -> float: ...
+from verim.train.task import Batch, WeighedLoss
 
 
 @dataclass(frozen=True)

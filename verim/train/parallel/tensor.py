@@ -174,7 +174,7 @@ def _adjust(module: nn.Module, adjustments: list[Adjustment]) -> None:
             weight = owner._parameters[name]
             assert weight is not None, "weights do not vanish"
             kept.append(weight)
-            owner._parameters[name] = adjust(weight)  # type: ignore[assignment]
+            owner._parameters[name] = adjust(weight)  # type: ignore[assignment]  # for a call, no parameter
 
     def after(module: nn.Module, arguments: Any, result: Any) -> None:
         for (owner, name, _), weight in zip(present, kept, strict=False):  # fewer where a call broke off

@@ -135,7 +135,7 @@ def _group(argument: Any) -> ProcessGroup:
 
 
 def _functional_ranks(arguments: Any) -> int:
-    resolve = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    resolve = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]  # there is no public one
     return int(resolve(arguments[-1]).size())
 
 
