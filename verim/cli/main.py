@@ -29,6 +29,7 @@ VERBS = {
     "doctor": "what this machine has, and what is missing for what",
     "launch": "the command that starts a training on many ranks: torchrun, SLURM, Ray",
     "recipe": "the experiments that come with Verim: list them, run one",
+    "claims": "what the literature says about efficiency, measured and judged here",
     "bench": "the kernels beside other software, and beside what the machine can do",
 }
 

@@ -79,7 +79,7 @@ def document(study: Study, library: str) -> Markup:
 def policy(scripts: list[str]) -> str:
     """Content security: nothing is loaded and only `scripts` run; styles may be inline, as plotly sets them."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"

@@ -12,13 +12,20 @@ from verim.runtime.files import write_text
 
 
 def write_sheet(
-    path: Path, title: str, lead: str, sections: Sequence[Markup], figures: Mapping[str, Figure], made_by: str
+    path: Path,
+    title: str,
+    lead: str,
+    sections: Sequence[Markup],
+    figures: Mapping[str, Figure],
+    made_by: str,
+    kind: str = "A recipe of Verim",
 ) -> None:
     """Writes `sections` (of `verim.report.parts`) under a heading, with `figures` for their plots by name.
 
-    `made_by` is the command that makes the page again. Raises `SpaceError` where the disk is full.
+    `made_by` is the command that makes the page again, `kind` what the page is. Without figures it has no scripts.
+    Raises `SpaceError` where the disk is full.
     """
-    scripts = [plotly_library(), resource("page.js")]
+    scripts = [plotly_library(), resource("page.js")] if figures else []
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -28,15 +35,13 @@ def write_sheet(
         element("title", title),
         element("style", Markup(resource("style.css"))),
     )
-    mast = element(
-        "header", element("strong", "A recipe of Verim"), element("span", f"verim {__version__}"), class_="mast"
-    )
+    mast = element("header", element("strong", kind), element("span", f"verim {__version__}"), class_="mast")
     main = element("main", element("h1", title), element("p", lead, class_="lead"), *sections)
     foot = element("footer", "Made by ", element("span", made_by, class_="mono"), ".")
     body = element(
         "body",
         element("div", mast, main, foot, class_="sheet"),
-        data_block("figures", dict(figures)),
+        data_block("figures", dict(figures)) if figures else None,
         *(element("script", Markup(script)) for script in scripts),
     )
     write_text(path, joined(Markup("<!doctype html>\n"), element("html", head, body, lang="en"), "\n"))
