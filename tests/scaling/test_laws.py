@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from verim.errors import InputError
-from verim.scaling.laws import EPOCH, HOFFMANN, HOFFMANN_ROUNDED, PUBLISHED_EXPONENTS, PUBLISHED_LAWS, Law
+from verim.scaling.laws import Law
+from verim.scaling.published import EPOCH, HOFFMANN, HOFFMANN_ROUNDED, KAPLAN, PUBLISHED_EXPONENTS, PUBLISHED_LAWS
 
 laws = st.builds(
     Law,
@@ -29,7 +30,7 @@ def test_rounded_constants_miss_it_and_are_marked() -> None:
     optimum = HOFFMANN_ROUNDED.law.optimum(5.76e23)
     assert_allclose(optimum.N, 32.2e9, rtol=2e-3)
     assert_allclose(optimum.D, 2.98e12, rtol=2e-3)
-    assert [law.name for law in PUBLISHED_LAWS if law.rounded] == [HOFFMANN_ROUNDED.name]
+    assert [law.name for law in PUBLISHED_LAWS if law.rounded] == [HOFFMANN_ROUNDED.name, KAPLAN.name]
 
 
 # Hoffmann's Table A3, Approach 3: parameters, FLOPs, tokens. The 175 B row is printed with 1.26e24 FLOPs,

@@ -13,8 +13,8 @@ from verim.errors import InputError
 from verim.scaling.fit import MINIMUM_RUNS, FittedLaw, fit_law, leave_budget_out
 from verim.scaling.isoflop import IsoFlopMinimum, minimum, power_law
 from verim.scaling.ladder import Ladder, RunSpec
-from verim.scaling.laws import PUBLISHED_EXPONENTS
 from verim.scaling.plan import Plan
+from verim.scaling.published import PUBLISHED_EXPONENTS
 from verim.scaling.speed import Candidate
 from verim.train.rules import LENGTH, RULES, recipe
 

@@ -1,4 +1,4 @@
-"""Laws of loss in parameters and tokens, and what the literature found.
+"""Laws of loss in parameters and tokens. What the literature found of them stands in `verim.scaling.published`.
 
 L(N, D) = E + A / N^α + B / D^β  (Hoffmann et al. 2203.15556, equations 2 and 10), N parameters, D tokens. The
 unit of L is that of the runs it was fitted to: nats a token in the published laws, bits a byte in our own.
@@ -6,7 +6,7 @@ unit of L is that of the runs it was fitted to: nats a token in the published la
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +14,6 @@ from jaxtyping import Float
 from verim.errors import InputError
 
 FloatArray = Float[np.ndarray, "..."]
-Counted = Literal["total", "non_embedding"]
 
 
 class Optimum(NamedTuple):
@@ -30,6 +29,26 @@ class Exponents(NamedTuple):
 
     a: float
     b: float
+
+
+class Surface(Protocol):
+    """What a plan asks of any law of loss over N parameters and D tokens; the unit of the loss is the law's."""
+
+    def loss(self, N: float, D: float) -> float:
+        """The loss of N parameters after D tokens."""
+        ...
+
+    def optimum(self, C: float, flops_per_parameter_token: float = 6.0) -> Optimum:
+        """Where a budget of C training FLOPs is spent best."""
+        ...
+
+    def tokens_for(self, N: float, L: float) -> float:
+        """The tokens after which N parameters reach the loss L."""
+        ...
+
+    def least_parameters(self, L: float) -> float:
+        """The size below which no number of tokens reaches the loss L."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,100 +118,46 @@ class Law:
         D = product**self.exponents.b / balance
         return Optimum(N, D, self.loss(N, D))
 
+    def least_parameters(self, L: float) -> float:
+        """N at which L(N, ∞) = L: no smaller model reaches L, whatever it reads. Raises `InputError` for L ≤ E."""
+        if not L > self.E:
+            raise InputError(f"loss is {L:.6g}: this law reaches nothing at or below its floor E = {self.E:.6g}")
+        return float((self.A / (L - self.E)) ** (1 / self.alpha))
+
+    def tokens_for(self, N: float, L: float) -> float:
+        """D = (B / (L − E − A/N^α))^(1/β), the tokens that bring N parameters to the loss L.
+
+        Raises `InputError` where N parameters stay above L after any number of tokens.
+
+        >>> law = Law(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
+        >>> round(law.tokens_for(1e9, law.loss(1e9, 20e9)) / 1e9, 6)
+        20.0
+        """
+        floor = self.loss(N, math.inf)
+        if not floor < L:
+            raise InputError(
+                f"loss is {L:.6g}: {N:.4g} parameters stay above {floor:.6g} after any number of tokens; "
+                f"ask for a higher loss or more parameters"
+            )
+        return float((self.B / (L - floor)) ** (1 / self.beta))
+
 
 @dataclass(frozen=True)
-class PublishedLaw:
-    """A law from the literature. `intervals` are 95 % where the source gives them."""
+class Frontier:
+    """Where a budget goes, N = N_0 (C/C_0)^a and D = D_0 (C/C_0)^b, with nothing said of the loss.
 
-    name: str
-    source: str
-    law: Law
-    counts: Counted
-    rounded: bool
-    intervals: tuple[tuple[str, float, float], ...] = ()
-    unit: str = "nats per token"
+    What Approaches 1 and 2 of Hoffmann et al. give. a + b is 1 only as nearly as the source prints them, so that
+    6·N·D = C holds as nearly as it does in the source.
+    """
 
-
-@dataclass(frozen=True)
-class PublishedExponents:
-    """What a paper found for N ∝ C^a and D ∝ C^b. Intervals: 10th and 90th percentile, where given."""
-
-    name: str
-    source: str
+    C_0: float
+    N_0: float
+    D_0: float
     a: float
     b: float
-    counts: Counted
-    a_interval: tuple[float, float] | None = None
-    b_interval: tuple[float, float] | None = None
 
-
-HOFFMANN = PublishedLaw(
-    name="Hoffmann et al., Approach 3",
-    source="arXiv 2203.15556, unrounded values of its TeX source as given in Epoch's notebook",
-    law=Law(
-        E=math.exp(0.5267228),
-        A=math.exp(6.0073404),
-        B=math.exp(6.0179186),
-        alpha=0.33917084,
-        beta=0.2849083,
-    ),
-    counts="total",
-    rounded=False,
-)
-# Kept because everybody quotes it. Its exponents move the optimum of 5.76e23 FLOPs from 40 B parameters to
-# 32 B, so it is for comparison, never for planning.
-HOFFMANN_ROUNDED = PublishedLaw(
-    name="Hoffmann et al., Approach 3, as printed",
-    source="arXiv 2203.15556, equation 10",
-    law=Law(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),
-    counts="total",
-    rounded=True,
-)
-EPOCH = PublishedLaw(
-    name="Besiroglu et al. (Epoch), refit of Hoffmann's Approach 3",
-    source="arXiv 2404.10102; 95 % intervals from 4000 bootstraps",
-    law=Law(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658),
-    counts="total",
-    rounded=False,
-    intervals=(
-        ("E", 1.769, 1.871),
-        ("A", 285.0, 744.0),
-        ("B", 1042.0, 5810.0),
-        ("alpha", 0.317, 0.373),
-        ("beta", 0.331, 0.415),
-    ),
-)
-PUBLISHED_LAWS = (HOFFMANN, HOFFMANN_ROUNDED, EPOCH)
-
-_HOFFMANN_TABLE_2 = "arXiv 2203.15556, Table 2"
-PUBLISHED_EXPONENTS = (
-    PublishedExponents("Kaplan et al.", "arXiv 2001.08361", 0.73, 0.27, "non_embedding"),
-    PublishedExponents(
-        "Hoffmann et al., Approach 1 (envelope)",
-        _HOFFMANN_TABLE_2,
-        0.50,
-        0.50,
-        "total",
-        (0.488, 0.502),
-        (0.501, 0.512),
-    ),
-    PublishedExponents(
-        "Hoffmann et al., Approach 2 (IsoFLOP parabolas)",
-        _HOFFMANN_TABLE_2,
-        0.49,
-        0.51,
-        "total",
-        (0.462, 0.534),
-        (0.483, 0.529),
-    ),
-    PublishedExponents(
-        "Hoffmann et al., Approach 3 (parametric loss)",
-        _HOFFMANN_TABLE_2,
-        0.46,
-        0.54,
-        "total",
-        (0.454, 0.455),
-        (0.542, 0.543),
-    ),
-    PublishedExponents("Besiroglu et al. (Epoch)", "arXiv 2404.10102", 0.513, 0.487, "total"),
-)
+    def allocation(self, C: float) -> tuple[float, float]:
+        """N and D for a budget of C FLOPs."""
+        if not (math.isfinite(C) and C > 0):
+            raise InputError(f"C is {C}: give a finite number above 0")
+        return self.N_0 * (C / self.C_0) ** self.a, self.D_0 * (C / self.C_0) ** self.b
