@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from verim.errors import InputError
+from verim.scaling.frontiers import APPROACH_3, Projection
 from verim.scaling.laws import Law
 from verim.scaling.published import EPOCH, HOFFMANN, HOFFMANN_ROUNDED, KAPLAN, PUBLISHED_EXPONENTS, PUBLISHED_LAWS
 
@@ -33,28 +34,13 @@ def test_rounded_constants_miss_it_and_are_marked() -> None:
     assert [law.name for law in PUBLISHED_LAWS if law.rounded] == [HOFFMANN_ROUNDED.name, KAPLAN.name]
 
 
-# Hoffmann's Table A3, Approach 3: parameters, FLOPs, tokens. The 175 B row is printed with 1.26e24 FLOPs,
-# which contradicts 6ND = 6 · 175e9 · 12.0e12: corrected. From row to row the table grows as N ∝ C^0.459, the
-# unrounded constants as C^0.457, hence the tolerance over nine decades; a misprint by 10 would stand out.
-@pytest.mark.parametrize(
-    ("N", "C", "D"),
-    [
-        (400e6, 2.21e19, 9.2e9),
-        (1e9, 1.62e20, 27.1e9),
-        (10e9, 2.46e22, 410.1e9),
-        (67e9, 1.71e24, 4.1e12),
-        (175e9, 1.26e25, 12.0e12),
-        (280e9, 3.52e25, 20.1e12),
-        (520e9, 1.36e26, 43.5e12),
-        (1e12, 5.65e26, 94.1e12),
-        (10e12, 8.55e28, 1425.5e12),
-    ],
-)
-def test_hoffmanns_table_a3(N: float, C: float, D: float) -> None:
-    optimum = HOFFMANN.law.optimum(C)
-    assert_allclose(optimum.N, N, rtol=0.08)
-    assert_allclose(optimum.D, D, rtol=0.12)
-    assert_allclose(6 * N * D, C, rtol=0.05)
+# Hoffmann's Table A3, Approach 3, with its misprinted row of 175 B corrected (see `frontiers`). From row to row the
+# table grows as N ∝ C^0.459, the unrounded constants as C^0.457, hence the tolerance over nine decades.
+@pytest.mark.parametrize("row", APPROACH_3, ids=lambda row: f"{row.N:.3g}")
+def test_hoffmanns_table_a3(row: Projection) -> None:
+    optimum = HOFFMANN.law.optimum(row.C)
+    assert_allclose(optimum.N, row.N, rtol=0.08)
+    assert_allclose(optimum.D, row.D, rtol=0.12)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Literal
 
 from verim.errors import InputError
 from verim.scaling.kaplan import InversePower, KaplanLaw
-from verim.scaling.laws import Frontier, Law, Optimum
+from verim.scaling.laws import Law, Optimum
 
 Counted = Literal["total", "non_embedding"]
 Fit = tuple[str, float, float]
@@ -108,18 +108,6 @@ class PublishedExponents:
     counts: Counted
     a_interval: tuple[float, float] | None = None
     b_interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class PublishedFrontier:
-    """Where a paper sends a budget, without a loss. `rounded` as for `PublishedLaw`."""
-
-    name: str
-    source: str
-    frontier: Frontier
-    counts: Counted
-    rounded: bool
-    fitted: FittedRange
 
 
 _HOFFMANN_RANGE = FittedRange(6e18, 3e21, "arXiv 2203.15556, section 3.2: nine budgets from 6e18 to 3e21 FLOPs")
