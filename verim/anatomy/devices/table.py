@@ -2,7 +2,7 @@
 
 Multiprocessors' limits: NVIDIA, CUDA C++ Programming Guide, tables "Technical Specifications per Compute Capability"
 and "Shared Memory"; for AMD the CDNA 3 instruction set architecture reference, chapter 3. Network and launch are
-assumptions, see `Device`: 400 Gb/s a device in machines made for clusters (A100: 200), 100 Gb/s in others; 5 microseconds.
+assumptions, see `Device`: 400 Gb/s a device in machines made for clusters (A100: 200), 100 Gb/s in others; 5 µs.
 """
 
 from dataclasses import replace
