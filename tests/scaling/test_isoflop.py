@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from verim.errors import InputError
-from verim.scaling.isoflop import minimum, power_law
+from verim.scaling.isoflop import minimum, parabola_bias, power_law
 from verim.scaling.laws import Law
 
 TRUTH = Law(E=1.0, A=60.0, B=40.0, alpha=0.5, beta=0.27)
@@ -149,3 +149,37 @@ def test_bad_input_of_minimum_is_named(N: list, L: list, sigma: float | None, wo
 def test_bad_input_of_power_law_is_named(C: list, values: list, word: str) -> None:
     with pytest.raises(InputError, match=word):
         power_law(C, values)
+
+
+def rungs(law: Law, shift: float = 1.0, drift: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    C = np.repeat([1e19, 1e20, 1e21], 7)
+    N = np.array([law.optimum(c).N for c in C]) * shift * np.tile(np.geomspace(1 / 3, 3, 7), 3)
+    N *= np.repeat([1.0, drift, drift**2], 7)
+    return N, C / 6 / N, C
+
+
+def test_a_surface_with_equal_exponents_has_no_bias() -> None:
+    law = Law(E=1.7, A=400.0, B=900.0, alpha=0.3, beta=0.3)
+    for bias in parabola_bias(law, *rungs(law)):
+        assert abs(bias.N) < 1e-6 and abs(bias.D) < 1e-6
+
+
+def test_unequal_exponents_bias_the_vertex_and_drifting_centres_the_exponent() -> None:
+    law = Law(E=1.7, A=400.0, B=900.0, alpha=0.5, beta=0.2)
+    centred = parabola_bias(law, *rungs(law))
+    assert [bias.C for bias in centred] == [1e19, 1e20, 1e21]
+    for bias in centred:
+        assert 0.005 < abs(bias.N) < 0.25
+        assert_allclose((1 + bias.N) * (1 + bias.D), 1.0)
+    # the same bias at every budget leaves the exponent alone; sizes that drift off centre do not
+    assert_allclose([bias.N for bias in centred], centred[0].N, rtol=0.01)
+    drifting = parabola_bias(law, *rungs(law, shift=0.5, drift=1.4))
+    assert drifting[-1].N - drifting[0].N > 0.03
+
+
+def test_bias_is_told_only_where_there_is_a_minimum() -> None:
+    assert parabola_bias(TRUTH, *rungs(TRUTH, shift=20.0)) == ()
+    N, D, C = rungs(TRUTH)
+    assert parabola_bias(TRUTH, N[:2], D[:2], C[:2]) == ()
+    with pytest.raises(InputError, match="N, D and budgets have 21, 21 and 3 entries"):
+        parabola_bias(TRUTH, N, D, C[:3])

@@ -92,9 +92,10 @@ def test_exponents_are_the_slopes_of_the_frontier(law: Law, C: float) -> None:
 
 
 def test_loss_broadcasts() -> None:
-    sizes = np.array([1e6, 1e7])
-    assert EPOCH.law.loss(sizes[:, None], sizes[None]).shape == (2, 2)
-    assert EPOCH.law.loss(sizes, sizes)[1] == pytest.approx(EPOCH.law.loss(1e7, 1e7))
+    law, sizes = EPOCH.law, np.array([1e6, 1e7])
+    assert isinstance(law, Law)
+    assert law.loss(sizes[:, None], sizes[None]).shape == (2, 2)
+    assert law.loss(sizes, sizes)[1] == pytest.approx(law.loss(1e7, 1e7))
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from verim.errors import InputError
+from verim.scaling.columns import positive
 from verim.scaling.laws import Law
 from verim.scaling.projection import EXPONENT_RANGE, Solution, search
 
@@ -40,12 +41,17 @@ class Prediction(NamedTuple):
 
 
 class BudgetError(NamedTuple):
-    """What the law of the smaller budgets says about the runs of the largest: (predicted − seen) / seen."""
+    """What the law of the other budgets says about the runs of one: (predicted − seen) / seen."""
 
     budget: float
     errors: tuple[float, ...]
     mean: float
     worst: float
+
+    @classmethod
+    def of(cls, budget: float, errors: Float[np.ndarray, "runs"]) -> "BudgetError":
+        """From the relative errors of that budget's runs."""
+        return cls(budget, tuple(map(float, errors)), float(errors.mean()), float(errors[np.abs(errors).argmax()]))
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def fit_law(
 
     Raises `InputError` naming the argument that is not a list of finite numbers above 0, or is too short.
     """
-    n, d, losses = _checked(N, D, L)
+    n, d, losses = checked_runs(N, D, L)
     if resamples < 20:
         raise InputError(f"resamples is {resamples}: a 90 % interval needs at least 20, 200 are usual")
     if huber is not None and not huber > 0:
@@ -177,35 +183,20 @@ def leave_budget_out(
     `budgets` names each run's nominal budget (runs of one rung share it). Raises `InputError` where fewer
     than two budgets are given or the smaller ones hold too few runs.
     """
-    n, d, losses = _checked(N, D, L)
-    labels = _positive("budgets", budgets)
+    n, d, losses = checked_runs(N, D, L)
+    labels = positive("budgets", budgets)
     if labels.shape != n.shape:
         raise InputError(f"budgets has {labels.size} entries for {n.size} runs: give one for each run")
     if len(np.unique(labels)) < 2:
         raise InputError("budgets holds one budget: leaving one out needs at least two")
     last = labels == labels.max()
     fitted = fit_law(n[~last], d[~last], losses[~last], huber=huber, resamples=20)
-    errors = fitted.law.loss(n[last], d[last]) / losses[last] - 1
-    return BudgetError(
-        budget=float(labels.max()),
-        errors=tuple(float(error) for error in errors),
-        mean=float(errors.mean()),
-        worst=float(errors[np.abs(errors).argmax()]),
-    )
+    return BudgetError.of(float(labels.max()), fitted.law.loss(n[last], d[last]) / losses[last] - 1)
 
 
-def _positive(name: str, values: ArrayLike) -> Float[np.ndarray, "runs"]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise InputError(f"{name} has {array.ndim} dimensions: give a list with one number for each run")
-    wrong = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
-    if wrong.size:
-        raise InputError(f"{name}[{wrong[0]}] is {array[wrong[0]]}: every {name} must be finite and above 0")
-    return array
-
-
-def _checked(N: ArrayLike, D: ArrayLike, L: ArrayLike) -> Sequence[Float[np.ndarray, "runs"]]:
-    arrays = {name: _positive(name, values) for name, values in (("N", N), ("D", D), ("L", L))}
+def checked_runs(N: ArrayLike, D: ArrayLike, L: ArrayLike) -> Sequence[Float[np.ndarray, "runs"]]:
+    """N, D and L as arrays that a law can be fitted to. Raises `InputError` saying which cannot and why."""
+    arrays = {name: positive(name, values) for name, values in (("N", N), ("D", D), ("L", L))}
     lengths = {name: array.size for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"N, D and L have {lengths} entries: give one of each for each run")

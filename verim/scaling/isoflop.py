@@ -6,11 +6,13 @@ arms rise unequally, and the vertex shifts towards the slower one. Without any n
 optimum by 5 % in D at 1e24 FLOPs on Chinchilla-like surfaces, by up to 23 % on asymmetric ones, and by up
 to 35 % where the sampled sizes drift off centre from budget to budget (Open-Athena, scaling-law-analysis);
 on our tiny ladders by 2 to 5 % in N. The surface fit (`verim.scaling.fit`) has no such bias: the minima
-here are for the eye, for the verdict at a budget, and for warning that a ladder misses its minimum.
+here are for the eye, for the verdict at a budget, and for warning that a ladder misses its minimum. `parabola_bias`
+says what the bias is for given sizes and a given surface.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +20,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from verim.errors import InputError
+from verim.scaling.columns import positive
+from verim.scaling.laws import Law
 
 MINIMUM_SIZES = 3
 _WINDOW = 4.0  # runs within this factor of the best size
@@ -71,6 +75,35 @@ class PowerLaw:
         return self.coefficient * C**self.exponent
 
 
+class ParabolaBias(NamedTuple):
+    """How far a parabola through noise-free runs of budget C misses the optimum: (found − true) / true."""
+
+    C: float
+    N: float
+    D: float
+
+
+def parabola_bias(law: Law, N: ArrayLike, D: ArrayLike, budgets: ArrayLike) -> tuple[ParabolaBias, ...]:
+    """What the method alone gets wrong, at each budget, with runs of these N and D on the surface `law`.
+
+    The losses of the law itself stand in for measured ones. Budgets with fewer than three sizes, or without a
+    minimum inside them, are passed over: what they lack is no bias of the parabola.
+    """
+    n, d, labels = positive("N", N), positive("D", D), positive("budgets", budgets)
+    if not n.size == d.size == labels.size:
+        raise InputError(f"N, D and budgets have {n.size}, {d.size} and {labels.size} entries: give one for each run")
+    found = []
+    for C in np.unique(labels):
+        sizes, tokens = n[labels == C], d[labels == C]
+        if len(np.unique(sizes)) < MINIMUM_SIZES:
+            continue
+        vertex = minimum(sizes, law.loss(sizes, tokens))
+        if vertex.interior:
+            best = law.optimum(6 * float(np.exp(np.log(sizes * tokens).mean())))
+            found.append(ParabolaBias(float(C), vertex.N / best.N - 1, best.N / vertex.N - 1))
+    return tuple(found)
+
+
 def minimum(N: ArrayLike, L: ArrayLike, sigma: float | None = None) -> IsoFlopMinimum:
     """The vertex of a parabola in ln N through the ln L of runs of equal FLOPs.
 
@@ -88,7 +121,7 @@ def minimum(N: ArrayLike, L: ArrayLike, sigma: float | None = None) -> IsoFlopMi
 
     Raises `InputError` for fewer than three different sizes, mismatched lengths, or numbers not above 0.
     """
-    n, losses = _positive("N", N), _positive("L", L)
+    n, losses = positive("N", N), positive("L", L)
     if n.size != losses.size:
         raise InputError(f"N has {n.size} entries and L {losses.size}: give one loss for each size")
     if len(np.unique(n)) < MINIMUM_SIZES:
@@ -142,7 +175,7 @@ def power_law(C: ArrayLike, values: ArrayLike) -> PowerLaw:
     The 90 % interval is Student's with n − 2 degrees of freedom: wide (±6.3 standard errors) through three
     budgets, as it must be. It holds the scatter about the line, not the bias of the minima (see above).
     """
-    budgets, heights = _positive("C", C), _positive("values", values)
+    budgets, heights = positive("C", C), positive("values", values)
     if budgets.size != heights.size:
         raise InputError(f"C has {budgets.size} entries and values {heights.size}: give one value for each C")
     if len(np.unique(budgets)) < 2:
@@ -157,16 +190,6 @@ def power_law(C: ArrayLike, values: ArrayLike) -> PowerLaw:
         reach = float(stats.t.ppf((1 + _CONFIDENCE) / 2, x.size - 2)) * error
         interval = (slope - reach, slope + reach)
     return PowerLaw(slope, math.exp(y.mean() - slope * x.mean()), interval)
-
-
-def _positive(name: str, values: ArrayLike) -> Float[np.ndarray, "runs"]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise InputError(f"{name} has {array.ndim} dimensions: give a list of numbers")
-    wrong = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
-    if wrong.size:
-        raise InputError(f"{name}[{wrong[0]}] is {array[wrong[0]]}: every {name} must be finite and above 0")
-    return array
 
 
 def _window(x: Float[np.ndarray, "runs"], y: Float[np.ndarray, "runs"]) -> np.ndarray:
