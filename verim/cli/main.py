@@ -22,6 +22,7 @@ from verim.errors import VerimError
 
 VERBS = {
     "study": "from a folder of text to a trained model: measure, plan, train, prove",
+    "scale": "a scaling law fitted to your runs, the published ones, models over the years",
     "train": "a language model on your data, within the time that you have",
     "data": "text to a data set: duplicates out, tokenizer trained, shards to train from",
     "generate": "a model goes on with your text: a run's, a downloaded one's",
