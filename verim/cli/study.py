@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from verim.cli.progress import StudyProgress
 from verim.errors import InputError
 from verim.report import study_page
 from verim.report.terminal import summary
-from verim.scaling.study import StudyConfig, begin, run_study, stored_config
+from verim.scaling.ray import RayWorkers
+from verim.scaling.study import StudyConfig, begin, on_this_machine, run_study, stored_config
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,16 @@ class StudyCommand:
     """Directory of the study (studies/DATE-TIME where not given)."""
     resume: Path | None = None
     """Go on with the study in this directory; what was asked of it then holds."""
+    ray: str | None = None
+    """Train on the Ray cluster at this address (HOST:PORT; all its machines see the study's directory)."""
     json: bool = False
     """Print the content of study.json as the last line."""
 
     def run(self) -> None:
         directory = self._directory()
+        open_workers = on_this_machine if self.ray is None else partial(RayWorkers, self.ray)
         with StudyProgress(Console(stderr=True), stored_config(directory), directory) as progress:
-            study = run_study(directory, progress)
+            study = run_study(directory, progress, open_workers=open_workers)
             progress.stage("writing the page")
             study_page(study, directory / "report.html")
         console = Console()
@@ -56,9 +61,10 @@ class StudyCommand:
     def _directory(self) -> Path:
         """The study's directory, made ready where it is new."""
         if self.resume is not None:
-            if replace(self, resume=None, json=False) != StudyCommand():
+            if replace(self, resume=None, json=False, ray=None) != StudyCommand():
                 raise InputError(
-                    "resume: got other options beside it; a study goes on with what it was asked: give --resume alone"
+                    "resume: got other options beside it; a study goes on with what it was asked: give --resume alone, "
+                    "or with --ray"
                 )
             return self.resume
         config = StudyConfig(

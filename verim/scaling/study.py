@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from verim.anatomy.calibration import calibrate
-from verim.anatomy.machine import machine_card, usable_cores
+from verim.anatomy.machine import machine_card
 from verim.data.corpus import load_corpus
 from verim.data.tokens import load_tokens, save_tokens
 from verim.errors import BusyError, InputError, VerimError
@@ -34,7 +34,7 @@ from verim.scaling import analysis
 from verim.scaling.ladder import Ladder, RunSpec, fit_ladder, makespan, next_size
 from verim.scaling.plan import EVALUATIONS, Plan, best_plan, plan_for_time
 from verim.scaling.speed import WIDTHS, Candidate, faster
-from verim.scaling.workers import CORPUS_FILE, Job, Workers, result_of
+from verim.scaling.workers import CORPUS_FILE, Job, LocalWorkers, Workers
 from verim.train.rules import MOST_EPOCHS
 from verim.train.trainer import model_weights
 
@@ -47,7 +47,6 @@ _EXTENSION_SHARE = 0.08
 _MOST_EXTENSIONS = 2
 _SPEED_SECONDS = 3.0
 _SAMPLE_BYTES = 600
-_WORKER_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,9 @@ class Watcher(Protocol):
     def finished(self, spec: RunSpec, result: dict[str, Any]) -> None: ...
 
 
+OpenWorkers = Callable[[Path], Workers]
+
+
 def begin(config: StudyConfig, directory: Path) -> None:
     """Makes a study's directory. Raises `InputError` where it holds something already."""
     if directory.exists() and any(path.name != ".lock" for path in directory.iterdir()):
@@ -121,14 +123,21 @@ def stored_config(directory: Path) -> StudyConfig:
     )
 
 
-def run_study(directory: Path, watcher: Watcher, wait_seconds: float = 5.0) -> dict[str, Any]:
+def on_this_machine(directory: Path) -> Workers:
+    return LocalWorkers()
+
+
+def run_study(
+    directory: Path, watcher: Watcher, wait_seconds: float = 5.0, open_workers: OpenWorkers = on_this_machine
+) -> dict[str, Any]:
     """Runs the study in `directory` from where it is to its end; returns what study.json then holds.
 
+    `open_workers(directory)` gives who trains the runs (`verim.scaling.ray.RayWorkers`, say).
     Raises `BusyError` where another process is at it. A study that fails before its ladder is fixed has nothing worth
     keeping and leaves nothing behind.
     """
     try:
-        return _run_locked(directory, watcher, wait_seconds)
+        return _run_locked(directory, watcher, wait_seconds, open_workers)
     except BusyError:
         raise
     except (VerimError, OSError):
@@ -140,20 +149,20 @@ def run_study(directory: Path, watcher: Watcher, wait_seconds: float = 5.0) -> d
         raise
 
 
-def _run_locked(directory: Path, watcher: Watcher, wait_seconds: float) -> dict[str, Any]:
+def _run_locked(directory: Path, watcher: Watcher, wait_seconds: float, open_workers: OpenWorkers) -> dict[str, Any]:
     with locked(directory, wait_seconds):
         finished = directory / "study.json"
         if finished.exists():
             watcher.stage("the study is finished: its result is read")
             return dict(read_json(finished))
-        return _Study(directory, stored_config(directory), watcher).run()
+        return _Study(directory, stored_config(directory), watcher, open_workers).run()
 
 
 class _Study:
     """One pass over the stages; what a stage left behind is read instead of done again."""
 
-    def __init__(self, directory: Path, config: StudyConfig, watcher: Watcher) -> None:
-        self.directory, self.config, self.watcher = directory, config, watcher
+    def __init__(self, directory: Path, config: StudyConfig, watcher: Watcher, open_workers: OpenWorkers) -> None:
+        self.directory, self.config, self.watcher, self.open_workers = directory, config, watcher, open_workers
         self.began = time.perf_counter()
         held = directory / "seconds.json"
         self.seconds: dict[str, float] = dict(read_json(held)) if held.exists() else {}
@@ -163,8 +172,7 @@ class _Study:
     def run(self) -> dict[str, Any]:
         with self._timed("corpus"):
             corpus = self._corpus()
-        processes = _processes()
-        with Workers(processes) as workers:
+        with self.open_workers(self.directory) as workers:
             with self._timed("calibration"):
                 stored = self._stored_ladder(workers, int(corpus["train_bytes"]))
             ladder = Ladder.from_json(stored["ladder"])
@@ -234,7 +242,7 @@ class _Study:
         self.watcher.stage("measuring the speed of every size, all cores busy")
         measured = self._measure(workers, workers.processes, 1)
         self.watcher.stage("measuring the speed of one run on all cores")
-        together = self._measure(workers, 1, usable_cores())
+        together = self._measure(workers, 1, workers.threads)
         for name, sizes in together.items():
             alone = {size.width: size for size in measured[name]}
             together[name] = [faster(size, alone.get(size.width, size)) for size in sizes]
@@ -268,7 +276,7 @@ class _Study:
             filled = [group[k % len(group)] for k in range(side_by_side)]
             futures = [workers.measure(name, WIDTHS, _SPEED_SECONDS, threads) for name in filled]
             for name, future in zip(filled, futures, strict=True):
-                found.setdefault(name, result_of(future))
+                found.setdefault(name, workers.result(future))
         return found
 
     def _train(self, workers: Workers, specs: Sequence[RunSpec]) -> list[analysis.Trained]:
@@ -283,13 +291,13 @@ class _Study:
             self._show(workers)
             for future in done:
                 spec = futures.pop(future)
-                results[spec] = result_of(future)
+                results[spec] = workers.result(future)
                 self.watcher.finished(spec, results[spec])
         return [analysis.Trained(spec, results[spec]) for spec in specs]
 
     def _show(self, workers: Workers) -> None:
-        while not workers.progress.empty():
-            self.watcher.progress(*workers.progress.get())
+        for run, fraction in workers.news():
+            self.watcher.progress(run, fraction)
 
     def _extend(
         self,
@@ -345,7 +353,7 @@ class _Study:
         while not future.done():
             wait([future], timeout=0.2)
             self._show(workers)
-        result = result_of(future)
+        result = workers.result(future)
         self.watcher.finished(spec, result)
         curve = [
             [line["step"] * result["tokens"] / result["steps"], line["bits_per_byte"]]
@@ -365,12 +373,6 @@ class _Study:
         torch.set_num_threads(1)
         sampling = Sampling(temperature=0.8, seed=self.config.seed, max_tokens=_SAMPLE_BYTES)
         return {"prompt": _text(prompt), "text": _text(complete(model, [prompt], sampling)[0].tokens)}
-
-
-def _processes() -> int:
-    """How many runs train side by side: one a core, as far as memory goes."""
-    available = machine_card()["memory_available_bytes"]
-    return max(1, min(usable_cores(), int(available // _WORKER_BYTES) if available else usable_cores()))
 
 
 def _read_parts(path: Path, parse: Callable[[Any], Result]) -> Result:

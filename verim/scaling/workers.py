@@ -6,18 +6,18 @@ with one thread: twice the work in the time, and bits that do not depend on what
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
 import verim
-from verim.anatomy.machine import machine_card
+from verim.anatomy.machine import machine_card, usable_cores
 from verim.data.tokens import load_tokens
 from verim.errors import VerimError
 from verim.models import LanguageModel, architecture_config
@@ -31,6 +31,7 @@ from verim.train.rules import EVALUATION_BYTES, recipe
 from verim.train.trainer import Progress
 
 CORPUS_FILE = "corpus.safetensors"
+_WORKER_BYTES = 1_500_000_000
 _DYING_OWNER_SECONDS = 10.0
 _PROGRESS_SECONDS = 0.25
 
@@ -41,6 +42,11 @@ _KILLED = (
 )
 
 
+Result = TypeVar("Result")
+Tell = Callable[[str, float], None]
+"""Hears that a run is so far, as a fraction."""
+
+
 class Job(NamedTuple):
     """A run to train: where, what, and on how many threads."""
 
@@ -49,16 +55,55 @@ class Job(NamedTuple):
     threads: int
 
 
-class Workers:
-    """A pool of processes; they end with this process, however it ends."""
+class Workers(Protocol):
+    """Who trains a study's runs, each in a process of its own.
 
-    def __init__(self, processes: int) -> None:
+    - `processes`: how many runs of one thread are trained at once
+    - `threads`: the most that one run can have
+    """
+
+    processes: int
+    threads: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def train(self, job: Job) -> "Future[dict[str, Any]]":
+        """Trains a run, from where it stopped if it did."""
+        ...
+
+    def measure(
+        self, architecture: str, widths: tuple[int, ...], seconds: float, threads: int
+    ) -> "Future[list[Candidate]]":
+        """Measures the speed of an architecture's sizes."""
+        ...
+
+    def result(self, future: "Future[Result]") -> Result:
+        """The future's result; a process that was lost is said in a sentence (`VerimError`)."""
+        ...
+
+    def news(self) -> Iterator[tuple[str, float]]:
+        """How far runs are, by their names, as far as they have told since the last call."""
+        ...
+
+
+class LocalWorkers:
+    """A pool of processes of this machine; they end with this process, however it ends.
+
+    As many as there are cores, as far as memory goes.
+    """
+
+    def __init__(self, processes: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")
-        self.processes = processes
-        self.progress = context.SimpleQueue()
-        self._pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(self.progress,))
+        self.processes = processes or _most_processes()
+        self.threads = usable_cores()
+        self._told = context.SimpleQueue()
+        self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_begin, initargs=(self._told,))
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -70,12 +115,26 @@ class Workers:
                 process.terminate()
 
     def train(self, job: Job) -> "Future[dict[str, Any]]":
-        return self._submit(train_run, job)
+        return self._submit(_train, job)
 
     def measure(
         self, architecture: str, widths: tuple[int, ...], seconds: float, threads: int
     ) -> "Future[list[Candidate]]":
-        return self._submit(_measure, architecture, widths, seconds, threads)
+        return self._submit(measure_sizes, architecture, widths, seconds, threads)
+
+    def result(self, future: "Future[Result]") -> Result:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise VerimError(_KILLED) from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                raise VerimError(_KILLED) from error
+            raise
+
+    def news(self) -> Iterator[tuple[str, float]]:
+        while not self._told.empty():
+            yield self._told.get()
 
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         try:
@@ -84,20 +143,13 @@ class Workers:
             raise VerimError(_KILLED) from error
 
 
-def result_of(future: "Future[Any]") -> Any:
-    """The future's result; a process that died or found no memory is said in a sentence."""
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise VerimError(_KILLED) from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise VerimError(_KILLED) from error
-        raise
+def _most_processes() -> int:
+    available = machine_card()["memory_available_bytes"]
+    return max(1, min(usable_cores(), int(available // _WORKER_BYTES) if available else usable_cores()))
 
 
-def train_run(job: Job) -> dict[str, Any]:
-    """Trains one run, from where it stopped if it did; a finished one is only read."""
+def train_run(job: Job, tell: Tell) -> dict[str, Any]:
+    """Trains one run, from where it stopped if it did; a finished one is only read. `tell` hears how far it is."""
     torch.set_num_threads(job.threads)
     run = RunDirectory(job.directory)
     if run.finished:
@@ -112,10 +164,10 @@ def train_run(job: Job) -> dict[str, Any]:
     trainer = Trainer(model, task, how.trainer, run)
     description = {"run": asdict(job.spec), "model": model.config.to_json(), "training": how.to_json()}
     with run.writing(wait_seconds=_DYING_OWNER_SECONDS):
-        return trainer.train(description, _reporter(job.spec.id, how.trainer.steps), _environment(job.threads))
+        return trainer.train(description, _reporter(job.spec.id, how.trainer.steps, tell), _environment(job.threads))
 
 
-def _measure(architecture: str, widths: tuple[int, ...], seconds: float, threads: int) -> list[Candidate]:
+def measure_sizes(architecture: str, widths: tuple[int, ...], seconds: float, threads: int) -> list[Candidate]:
     torch.set_num_threads(threads)
     return measure(architecture, widths, seconds)
 
@@ -125,24 +177,29 @@ def _environment(threads: int) -> dict[str, Any]:
     return {"verim": verim.__version__, "threads": threads} | machine_card()
 
 
-_progress: Any = None
-
-
-def _begin(progress: Any) -> None:
-    """Sets up a worker: its memory, and its end when its parent ends."""
-    global _progress
-    _progress = progress
-    follow_parent()
-    keep_freed_blocks()
-
-
-def _reporter(run: str, steps: int) -> Progress:
+def _reporter(run: str, steps: int, tell: Tell) -> Progress:
     told = time.monotonic()
 
     def report(record: dict[str, float]) -> None:
         nonlocal told
-        if _progress is not None and time.monotonic() - told > _PROGRESS_SECONDS:
+        if time.monotonic() - told > _PROGRESS_SECONDS:
             told = time.monotonic()
-            _progress.put((run, record["step"] / steps))
+            tell(run, record["step"] / steps)
 
     return report
+
+
+_told: Any = None
+"""In a process of the pool: where it tells how far its run is."""
+
+
+def _begin(told: Any) -> None:
+    """Sets up a process of the pool: its memory, and its end when its parent ends."""
+    global _told
+    _told = told
+    follow_parent()
+    keep_freed_blocks()
+
+
+def _train(job: Job) -> dict[str, Any]:
+    return train_run(job, lambda run, fraction: _told.put((run, fraction)))
