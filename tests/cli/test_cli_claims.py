@@ -7,7 +7,14 @@ import pytest
 
 from verim.claims import AREAS, Claim, Exactly, Measurement, claims
 from verim.claims.claim import REGISTRY
+from verim.cli import claims as verb
 from verim.cli import main as cli
+
+
+@pytest.fixture(autouse=True)
+def same_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other tests of this process keep the allocator that they have."""
+    monkeypatch.setattr(verb, "keep_freed_blocks", lambda: True)
 
 
 def verim_claims(*arguments: str) -> int:
@@ -37,14 +44,18 @@ def test_the_list_has_all_claims(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_measures_and_writes_its_pages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     places = ["--results", str(tmp_path / "kept"), "--html", str(tmp_path / "c.html"), "--markdown"]
-    (tmp_path / "README.md").write_text("# Ours\n\n<!-- begin claims -->\nbefore this run\n<!-- end claims -->\n\nMore.\n")
+    (tmp_path / "README.md").write_text(
+        "# Ours\n\n<!-- begin claims -->\nbefore this run\n<!-- end claims -->\n\nMore.\n"
+    )
     assert verim_claims("run", "scan-depth", *places, str(tmp_path / "README.md"), "--json") == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     (result,) = said["results"]
     assert result["verdict"] == "holds" and result["claim"]["id"] == "scan-depth" and said["left_out"] == []
     assert "log₂ n" in (tmp_path / "c.html").read_text(encoding="utf-8")
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert page.startswith("# Ours") and page.endswith("More.\n") and "| holds |" in page and "before this run" not in page
+    assert (
+        page.startswith("# Ours") and page.endswith("More.\n") and "| holds |" in page and "before this run" not in page
+    )
     assert json.loads((tmp_path / "kept" / "scan-depth.json").read_text(encoding="utf-8"))["verdict"] == "holds"
 
 

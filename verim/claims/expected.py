@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from verim.errors import InputError
-from verim.report.words import significant
+from verim.report.words import scientific
 
 Value = float | Mapping[str, float]
 _WHOLE = 1e7  # whole numbers below are told with all their digits
@@ -142,10 +142,12 @@ def _within(value: Value, bounds: tuple[float, float]) -> bool:
 
 
 def shown(number: float) -> str:
-    """A number as a reader wants it: whole ones with all their digits, others with five."""
+    """A number as a reader wants it: whole ones with all their digits, others with five, or as powers of ten."""
     if math.isinf(number):
         return "∞" if number > 0 else "−∞"
-    return f"{number:.0f}" if number == round(number) and abs(number) < _WHOLE else significant(number, 5)
+    if number == round(number) and abs(number) < _WHOLE:
+        return f"{number:.0f}"
+    return f"{number:.5g}" if 1e-3 <= abs(number) < 1e5 else scientific(number, 3)
 
 
 def in_words(value: Value) -> str:
