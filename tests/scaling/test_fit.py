@@ -54,6 +54,45 @@ def test_noise_free_surfaces_are_recovered() -> None:
         assert fitted.spread < 1e-9 and fitted.outliers == () and all(fitted.identified.values())
 
 
+@settings(max_examples=10, deadline=None)
+@given(
+    st.floats(1.5, 2.2), st.floats(300, 600), st.floats(400, 2500), st.floats(0.3, 0.4), st.floats(0.26, 0.4),
+    st.integers(0, 10**6),
+)  # fmt: skip
+def test_noise_free_surfaces_of_large_models_are_recovered(
+    E: float, A: float, B: float, alpha: float, beta: float, seed: int
+) -> None:
+    """Sizes and budgets of Hoffmann's, at random places: no ladder, no IsoFLOP rows."""
+    law, generator = Law(E, A, B, alpha, beta), np.random.default_rng(seed)
+    N, D = np.exp(generator.uniform(np.log((5e7, 1e9)), np.log((1.6e10, 5e11)), (40, 2))).T
+    fitted = fit_law(N, D, law.loss(N, D), resamples=20)
+    assert_allclose(values(fitted.law), values(law), rtol=1e-6)
+
+
+LADDERS = 200
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_at_the_nominal_rate() -> None:
+    """Every interval's own coverage, within three standard deviations of a binomial of 90 %."""
+    generator, noise = np.random.default_rng(7), 0.005
+    covered = dict.fromkeys((*PARAMETERS, "a", "b", "run 3 times beyond", "run 10 times beyond"), 0)
+    for seed in range(LADDERS):
+        law = drawn_law(generator)
+        N, D, _, L = ladder(law, noise, seed=1000 + seed)
+        fitted = fit_law(N, D, L, resamples=80, seed=seed)
+        truth = dict(zip(PARAMETERS, values(law), strict=True)) | law.exponents._asdict()
+        for name, (low, high) in fitted.intervals.items():
+            covered[name] += low <= truth[name] <= high
+        for name, C in (("run 3 times beyond", 9e12), ("run 10 times beyond", 3e13)):
+            there = law.optimum(C, 6.2)
+            found = fitted.predict(there.N, there.D)
+            covered[name] += found.low <= there.L * np.exp(noise * generator.standard_normal()) <= found.high
+    margin = 3 * np.sqrt(0.9 * 0.1 / LADDERS)
+    rates = {name: count / LADDERS for name, count in covered.items()}
+    assert all(abs(rate - 0.9) < margin for rate in rates.values()), rates
+
+
 def test_intervals_cover_the_truth_at_their_rate() -> None:
     generator = np.random.default_rng(11)
     parameters, exponents, predictions = [], [], []
