@@ -63,10 +63,11 @@ class _Recomputed:
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if _is_kept(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if is_kept(operator) else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _is_kept(operator: Any) -> bool:
+def is_kept(operator: Any) -> bool:
+    """Whether "selective" keeps what the operator makes."""
     if operator in _PRODUCTS:
         return True
     space, _, name = operator.name().partition("::")
