@@ -65,14 +65,14 @@ class PlanCommand:
     def run(self) -> None:
         """Plans, prints; trains where that is asked."""
         keep_freed_blocks()
-        vocab = self._vocab_of_data()
+        device, vocab = self._device(), self._vocab_of_data()
         console = Console(stderr=True)
         request = PlanRequest(
             hours=self.hours,
             minutes=self.minutes,
             flops=self.flops,
             parameters=self.params,
-            device=self._device(),
+            device=device,
             count=self.count,
             law=self.law,
             inference_tokens=self.inference_tokens,
