@@ -158,6 +158,7 @@ def children(process: int) -> list[int]:
         (["TEXT", "--tokens", "1e4", "--width", "16", "--tracker", "wand"], "tracker: got 'wand'"),
         (["TEXT", "--tokens", "1e4", "--width", "16", "--length", "1000000"], "too few for windows"),
         (["TEXT", "--tokens", "1e4", "--width", "16", "--parallel.data", "2"], "data 2: 2 ranks, but 1 were given"),
+        (["TEXT", "--tokens", "1e4", "--architecture", "mamba", "--within-documents"], "documents: a convolution"),
         (["nowhere", "--tokens", "1e4"], "nowhere does not exist"),
         (["--resume", "nowhere"], "nowhere is not there"),
         (["TEXT", "--resume", "nowhere"], "resume: got other options"),

@@ -28,7 +28,7 @@ from verim.train.optimisers import OPTIMISERS, OptimiserConfig
 from verim.train.parallel import ParallelConfig
 from verim.train.parallel.start import is_restarted, started_ranks
 from verim.train.precision import Kind, Precision
-from verim.train.pretraining import Pretraining, pretrain
+from verim.train.pretraining import Pretraining, check_documents, pretrain
 from verim.train.rules import LENGTH, Recipe
 from verim.train.schedules import SCHEDULES, Schedule
 from verim.train.spikes import SpikeConfig
@@ -62,6 +62,8 @@ class TrainCommand:
     """Sequences a step (chosen for the number of tokens where not given)."""
     length: int = LENGTH
     """Tokens a sequence."""
+    within_documents: bool = False
+    """Keep attention inside each document; else a row of several is read as one text."""
     optimiser: Annotated[str, tyro.conf.arg(metavar="|".join(OPTIMISERS))] = "adamw"
     """Which optimiser. The rule of the learning rate is for AdamW: give --learning-rate with the others."""
     learning_rate: float | None = None
@@ -148,6 +150,8 @@ class TrainCommand:
             planned = self._planned(directory, console)
             run = planned.pretraining
             self.parallel.check(run.model, ranks, run.batch, run.length)
+            if run.within_documents:
+                check_documents(run.model, self.parallel)
         except (VerimError, OSError, KeyboardInterrupt):
             shutil.rmtree(directory, ignore_errors=True)  # nothing was in it
             raise
@@ -191,6 +195,7 @@ class TrainCommand:
             length=self.length,
             seed=self.seed,
             evaluations=self.evaluations,
+            within_documents=self.within_documents,
             settle=self._settle,
         )
         planned = plan_run(request)

@@ -12,7 +12,7 @@ from verim.scaling.budget import Budget, Choice, choose
 from verim.scaling.ladder import expected_seconds
 from verim.scaling.speed import WIDTHS, Candidate, measure, measure_model
 from verim.train.config import TrainerConfig
-from verim.train.pretraining import Pretraining
+from verim.train.pretraining import Pretraining, check_documents
 from verim.train.rules import LENGTH, MOST_EPOCHS, Recipe, recipe
 
 _SPEED_SECONDS = 4.0
@@ -38,6 +38,7 @@ class Request:
     length: int = LENGTH
     seed: int = 0
     evaluations: int = 10
+    within_documents: bool = False
     settle: Callable[[Recipe], TrainerConfig] = lambda rules: rules.trainer
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ def plan_run(request: Request) -> PlannedRun:
     """Chooses what `request` leaves open. Raises `InputError` where that is impossible."""
     data = Dataset(request.data, verify=False)
     Loader(data.train, 1, request.length, request.seed)  # before anything is measured: the text may be too short
+    if request.within_documents and request.model is None:
+        check_documents(architecture_config(request.architecture, WIDTHS[0], data.vocab))
     candidates, config = _candidates(request, data.vocab)
     choice = choose(candidates, request.budget, request.evaluations)
     if config is None:
@@ -87,6 +90,7 @@ def plan_run(request: Request) -> PlannedRun:
         length=request.length,
         seed=request.seed,
         trainer=request.settle(rules),
+        within_documents=request.within_documents,
     )
     planned = PlannedRun(pretraining, choice, ())
     epochs = planned.tokens / len(data.train)

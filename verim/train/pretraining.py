@@ -12,12 +12,14 @@ from verim.anatomy.machine import machine_card
 from verim.data import Dataset
 from verim.errors import InputError
 from verim.models import LanguageModel, LanguageModelConfig
+from verim.nn import within_documents
 from verim.runs import RunDirectory
 from verim.runs.trackers import trackers
 from verim.runtime.configurations import filled
 from verim.train.config import TrainerConfig
 from verim.train.meter import Meter
 from verim.train.parallel import ParallelConfig, parallelize
+from verim.train.parallel.config import DIMENSIONS
 from verim.train.rules import EVALUATION_BYTES, LENGTH
 from verim.train.task import EVALUATION_BATCH, LanguageModelling
 from verim.train.trainer import Progress, Trainer
@@ -31,6 +33,7 @@ class Pretraining:
       each document.
     - `batch` sequences of `length` tokens a step, drawn by `seed`, which also draws the weights.
     - `evaluation_tokens`: how many held-out tokens an evaluation reads.
+    - `within_documents`: no token sees beyond its document; else rows are read as one text.
     """
 
     data: str
@@ -43,6 +46,7 @@ class Pretraining:
     seed: int
     trainer: TrainerConfig
     evaluation_tokens: int = EVALUATION_BYTES
+    within_documents: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("length", 1), ("seed", 0), ("evaluation_tokens", 1)):
@@ -96,6 +100,8 @@ def pretrain(
                 f"data: {pretraining.data} holds a data set with {name} {held}, the run began with "
                 f"{getattr(pretraining, name)}: name that data set"
             )
+    if pretraining.within_documents:
+        check_documents(pretraining.model, parallel)
     torch.manual_seed(pretraining.seed)
     model = LanguageModel(pretraining.model).to(device)
     task = language_modelling(pretraining, data)
@@ -138,7 +144,19 @@ def language_modelling(pretraining: Pretraining, data: Dataset) -> LanguageModel
         pretraining.length,
         pretraining.seed,
         data.manifest.bytes_per_token,
+        pretraining.separator if pretraining.within_documents else None,
     )
+
+
+def check_documents(config: LanguageModelConfig, parallel: ParallelConfig | None = None) -> None:
+    """Raises `InputError` for a model, or ranks, that cannot keep tokens inside their documents."""
+    asked = parallel or ParallelConfig()
+    divided = [name for name in DIMENSIONS if name not in ("data", "shard") and getattr(asked, name) > 1]
+    if divided:
+        raise InputError(f"within-documents: got it with parallel.{divided[0]}, expected data or shard alone")
+    model, tokens = LanguageModel(config), torch.zeros(1, 2, dtype=torch.long)
+    with torch.no_grad(), within_documents(model, tokens):
+        model(tokens)
 
 
 def peak_flops(device: torch.device, trainer: TrainerConfig) -> float | None:

@@ -1,5 +1,6 @@
 """Tasks: what to learn. The trainer knows a model and a task, and nothing else of either."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 
 from verim import ops
 from verim.data.dataset import Evaluation
-from verim.data.loader import Loader, evaluation_batches
+from verim.data.loader import Loader, document_numbers, evaluation_batches
 from verim.data.stream import TokenStream
 from verim.measures import bits_per_byte
-from verim.nn import auxiliary_losses
+from verim.nn import auxiliary_losses, within_documents
 from verim.runtime.phases import phase
 
 EVALUATION_BATCH = 64
@@ -73,7 +74,8 @@ class LanguageModelling:
 
     `tokens` are those to learn from, of `bytes_per_token` bytes in the mean; `evaluation` is of a
     `verim.data.Dataset`. The training loss holds the auxiliary losses of the model's layers too; evaluation is
-    without them.
+    without them. With a `separator`, no token sees beyond the document that this token begins
+    (`verim.nn.within_documents`); else rows are read as one text.
     """
 
     objective = Objective("bits_per_byte")
@@ -86,19 +88,26 @@ class LanguageModelling:
         length: int,
         seed: int,
         bytes_per_token: float = 1.0,
+        separator: int | None = None,
     ) -> None:
         self.loader = Loader(tokens, batch, length, seed)
         self.tokens_per_step = batch * length
-        self.evaluation, self.bytes_per_token = evaluation, bytes_per_token
+        self.evaluation, self.bytes_per_token, self.separator = evaluation, bytes_per_token, separator
 
     def batch(self, step: int) -> Batch:
         return self.loader.batch(step)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return with_auxiliary_losses(model, batch)
+        with self._reading(model, batch[0]):
+            return with_auxiliary_losses(model, batch)
 
     def weight(self, batch: Batch) -> float:
         return batch[1].numel()
+
+    def _reading(self, model: nn.Module, inputs: Tensor) -> AbstractContextManager[None]:
+        if self.separator is None:
+            return nullcontext()
+        return within_documents(model, document_numbers(inputs, self.separator))
 
     def figures(self, loss: float) -> dict[str, float]:
         return {"training_bits_per_byte": bits_per_byte(loss, self.bytes_per_token)}
@@ -108,7 +117,9 @@ class LanguageModelling:
         device = next(model.parameters()).device
         nats = 0.0
         for inputs, targets in self.evaluation.batches:
-            nats += next_token_loss(model, inputs.to(device), targets.to(device), reduction="sum").item()
+            inputs, targets = inputs.to(device), targets.to(device)
+            with self._reading(model, inputs):
+                nats += next_token_loss(model, inputs, targets, reduction="sum").item()
         figures = {"bits_per_byte": bits_per_byte(nats, self.evaluation.bytes)}
         if self.evaluation.bytes != self.evaluation.tokens:
             figures["nats_per_token"] = nats / self.evaluation.tokens
