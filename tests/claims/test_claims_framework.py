@@ -188,11 +188,12 @@ def test_long_claims_are_saved_and_short_ones_measured_again(tmp_path: Path) -> 
         calls.append(1)
         return one()
 
-    def again(cost: float, **more: bool) -> bool:
+    def again(cost: float, **more: float) -> bool:
         return next(run([made(cost=cost, function=count)], tmp_path, **more)).saved
 
     assert not again(1) and again(100) and not again(1) and len(calls) == 2
-    assert not again(100, fresh=True) and len(calls) == 3
+    assert not again(100, saved_above=math.inf) and len(calls) == 3
+    assert again(1, saved_above=0) and len(calls) == 3
     assert next(run([made(cost=100, function=no_number)], tmp_path)).saved is False  # other code than was saved
     assert next(run([made(cost=100, function=no_number)], tmp_path)).saved is False  # failures are tried again
     (tmp_path / "made.json").write_text("{")

@@ -95,6 +95,7 @@ def test_an_interrupt_keeps_and_tells_what_is_done(
         (["run", "scan-dep"], "did you mean scan-depth"),
         (["run", "--area", "scann"], "did you mean scan"),
         (["run", "scan-depth", "--budget", "soon"], "expected a time"),
+        (["run", "scan-depth", "--fresh", "--saved"], "expected one of them"),
         (["run", "scan-depth", "--html", "no/such/folder/page.html"], "cannot be written"),
     ],
 )
@@ -108,3 +109,10 @@ def test_what_cannot_be_is_told_in_a_line(
 def test_a_budget_tells_what_was_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert verim_claims("run", "scan-depth", "--budget", "0.001s", "--results", str(tmp_path)) == 0
     assert "left out: scan-depth" in capsys.readouterr().out
+
+
+def test_a_page_can_be_written_again_from_what_was_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    kept = ("--results", str(tmp_path / "kept"))
+    assert verim_claims("run", "scan-depth", *kept) == 0
+    assert verim_claims("run", "scan-depth", *kept, "--saved", "--html", str(tmp_path / "page.html")) == 0
+    assert "(saved " in capsys.readouterr().out and ", saved" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -66,18 +66,18 @@ def run(
     claims: Sequence[Claim],
     folder: Path,
     budget: float | None = None,
-    fresh: bool = False,
+    saved_above: float = LONG_SECONDS,
     watch: Callable[[Claim], None] = lambda claim: None,
 ) -> Iterator[Result]:
     """The result of each claim as soon as it is there, saved in `folder`; cheapest first where there is a `budget`.
 
-    Long ones come from `folder`, if their code has not changed since, unless `fresh`. What does not fit into the
-    budget (seconds) is left out: those claims have no result. `watch` is told of each claim that is about to be
-    measured.
+    What costs more than `saved_above` seconds comes from `folder`, if its code has not changed since. What does not fit
+    into the budget (seconds) is left out: those claims have no result. `watch` is told of each claim that is about to
+    be measured.
     """
     began = time.perf_counter()
     for claim in sorted(claims, key=lambda claim: claim.cost) if budget is not None else claims:
-        result = saved(claim, folder) if claim.cost > LONG_SECONDS and not fresh else None
+        result = saved(claim, folder) if claim.cost > saved_above else None
         if result is None:
             if budget is not None and time.perf_counter() - began + claim.cost > budget:
                 continue

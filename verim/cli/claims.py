@@ -1,6 +1,7 @@
 """`verim claims`: what the literature says about efficiency, measured and judged on this machine."""
 
 import json as json_module
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verim.claims import AREAS, Claim, Result, Verdict, budget_seconds, claims, run, select
+from verim.claims import AREAS, LONG_SECONDS, Claim, Result, Verdict, budget_seconds, claims, run, select
 from verim.errors import InputError, VerimError
 from verim.recipes.results import write_section
 from verim.report import words
@@ -50,6 +51,9 @@ class ClaimsCommand:
     fresh: bool = False
     """Measure the long ones anew too; their saved results serve otherwise."""
 
+    saved: bool = False
+    """Take the short ones from saved results too, where there are some: to write a page again."""
+
     results: Path = Path("studies/claims")
     """The folder of the saved results, a file for each claim."""
 
@@ -69,6 +73,8 @@ class ClaimsCommand:
             return
         if not (self.ids or self.area or self.all or self.quick):
             raise InputError("verim claims run: which claims is not said: expected ids, --area AREA, --quick or --all")
+        if self.fresh and self.saved:
+            raise InputError("--fresh --saved: expected one of them: measured anew, or read from saved results")
         budget = None if self.budget is None else budget_seconds(self.budget)
         chosen = select(self.ids, self.area, self.quick)
         for path in (self.html, self.markdown):
@@ -105,12 +111,13 @@ class ClaimsCommand:
 
     def _measure(self, chosen: tuple[Claim, ...], budget: float | None, found: list[Result]) -> None:
         console = Console(stderr=True)
+        saved_above = math.inf if self.fresh else 0.0 if self.saved else LONG_SECONDS
         with console.status("") as status:
 
             def watch(claim: Claim) -> None:
                 status.update(f"{len(found) + 1} of {len(chosen)}: {claim.id}, about {words.duration(claim.cost)}")
 
-            for result in run(chosen, self.results, budget, self.fresh, watch):
+            for result in run(chosen, self.results, budget, saved_above, watch):
                 found.append(result)
                 if not self.json:
                     _print(result)
