@@ -96,11 +96,11 @@ def figures(law: PublishedLaw, quality: float, lives: Sequence[LifeCycle]) -> di
         "x": [model.year for model in PUBLISHED_MODELS],
         "y": [model.tokens_per_parameter for model in PUBLISHED_MODELS],
         "text": [model.name for model in PUBLISHED_MODELS],
-        "textposition": "middle right",
+        "textposition": [("middle right", "middle left")[index % 2] for index in range(len(PUBLISHED_MODELS))],
         "name": "models",
         "marker": {"color": "arch-0", "size": 8},
     }
-    room = {"range": [2019.5, 2028.0], "dtick": 1}
+    room = {"range": [2018.8, 2027.2], "dtick": 1}
     return {
         "by-size": figure(by_size, _log(f"N, {law.counts.replace('_', '-')} parameters"), _log(loss), showlegend=True),
         "by-tokens": figure(by_tokens, _log("D, tokens"), _log(loss), showlegend=True),
