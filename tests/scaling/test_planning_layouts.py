@@ -1,5 +1,7 @@
 """Layouts: what is enumerated, what each costs, and that the one named first is the best of all."""
 
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,10 +15,11 @@ from verim.models import LanguageModel
 from verim.scaling.planning.cost import Job, Layout, cost, transfers
 from verim.scaling.planning.fleet import Fleet
 from verim.scaling.planning.layouts import Ranking, divisions, rank, unsharded
-from verim.scaling.planning.layouts import settings as settings_of
 from verim.scaling.planning.sizes import size_of
 from verim.train.parallel import ParallelConfig
+from verim.train.parallel.config import DIMENSIONS
 from verim.train.parallel.formulas import memory, traffic
+from verim.train.parallel.splits import divisors
 
 H100 = device("h100")
 
@@ -30,15 +33,41 @@ def job(architecture: str = "transformer", width: int = 256, batch: int = 32, le
 
 
 def everything(work: Job, on: Fleet) -> list[float]:
-    """Seconds of all layouts that fit, by brute force."""
+    """Seconds of all layouts that fit, by brute force over every field."""
     found = []
-    for division in divisions(on.count):
-        try:
-            division.check(work.size.config, on.count, work.batch, work.size.length)
-        except ValueError:
-            continue
-        costs = [cost(work, layout, on) for layout in settings_of(work, division)]
-        found += [each.step_seconds for each in costs if each.memory_bytes <= on.memory_bytes]
+    sizes = [each for each in itertools.product(divisors(on.count), repeat=6) if math.prod(each) == on.count]
+    recompute, schedules, rows = ("none", "selective", "full"), ("1f1b", "interleaved"), divisors(work.batch)
+    for dimensions in sizes:
+        named = dict(zip(DIMENSIONS, dimensions, strict=True))
+        several = {name: size > 1 for name, size in named.items()}
+        for zero, sequence, what, schedule, micro, parts in itertools.product(
+            (1, 2, 3) if several["shard"] else (1,),
+            (False, True) if several["tensor"] else (False,),
+            recompute,
+            schedules if several["pipeline"] else ("1f1b",),
+            rows if several["pipeline"] else (1,),
+            (1,) if several["pipeline"] else rows,
+        ):
+            parallel = ParallelConfig(
+                **named,  # type: ignore[arg-type]
+                zero=zero,  # type: ignore[arg-type]
+                sequence_parallel=sequence,
+                activation_checkpointing=what,  # type: ignore[arg-type]
+                pipeline_schedule=schedule,  # type: ignore[arg-type]
+                micro_batches=micro,
+            )
+            try:
+                parallel.check(work.size.config, on.count, work.batch, work.size.length)
+            except ValueError:
+                continue
+            if work.batch // parallel.rows % parts or (
+                schedule == "interleaved"
+                and (micro % min(named["pipeline"], micro) or 2 * named["pipeline"] > work.size.config.blocks)
+            ):
+                continue
+            each = cost(work, Layout(parallel, parts), on)
+            if each.memory_bytes <= on.memory_bytes:
+                found.append(each.step_seconds)
     return found
 
 

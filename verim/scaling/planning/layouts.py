@@ -106,12 +106,6 @@ def divisions(count: int) -> Iterator[ParallelConfig]:
         yield ParallelConfig(**sizes, zero=1)  # type: ignore[arg-type]
 
 
-def settings(job: Job, division: ParallelConfig, offload: bool = False) -> Iterator[Layout]:
-    """The layouts of a division: its settings, in no order. None where `ParallelConfig` refuses them all."""
-    for group in _groups(job, division, offload):
-        yield from group
-
-
 def _accepted(job: Job, count: int, refused: Counter[str]) -> Iterator[ParallelConfig]:
     for division in divisions(count):
         try:

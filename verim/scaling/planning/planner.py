@@ -33,8 +33,8 @@ _TURNS = 6
 
 def plan(request: PlanRequest) -> Answer:
     """The plan for `request`. Raises `InputError` for what cannot be planned, naming the option."""
-    where = device(request.device or DEVICE)
     law = law_of(request.law, request.architecture)
+    where = device(request.device or DEVICE)
     on_bytes = request.is_here or law.is_of_bytes
     dial = Dial(
         request.architecture,
