@@ -22,11 +22,11 @@ from verim.errors import VerimError
 
 VERBS = {
     "study": "from a folder of text to a trained model: measure, plan, train, prove",
-    "scale": "a scaling law fitted to your runs, the published ones, models over the years",
-    "plan": "what to train within a budget, how to lay it over devices, what to expect",
     "train": "a language model on your data, within the time that you have",
     "data": "text to a data set: duplicates out, tokenizer trained, shards to train from",
     "generate": "a model goes on with your text: a run's, a downloaded one's",
+    "scale": "a scaling law fitted to your runs, the published ones, models over the years",
+    "plan": "what to train within a budget, how to lay it over devices, what to expect",
     "anatomy": "where every second, byte and FLOP of a training step goes",
     "whatif": "what that step would take on other hardware: seconds, memory, energy, cost",
     "doctor": "what this machine has, and what is missing for what",
