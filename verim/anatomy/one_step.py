@@ -1,5 +1,6 @@
 """One step under way, recorded in the way of its kind."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from verim.anatomy.assembly import Observed
 from verim.anatomy.attribution import Attribution, module_of_weights, named_models
 from verim.anatomy.clock import clock_for
 from verim.anatomy.memory import Memory
-from verim.anatomy.observer import BEFORE_BACKWARD, Observer, Run, run_it
+from verim.anatomy.observer import BEFORE_BACKWARD, Call, Observer, Run, run_it
 from verim.anatomy.parts import Parts
 from verim.anatomy.storages import Storages, hold_model, hold_optimiser
 from verim.runtime.phases import Phase
@@ -123,6 +124,10 @@ class Step:
         self._storages.close()
         self._storages.count_events()
         return self._storages.memory("predicted")
+
+    def calls(self) -> Sequence[Call]:
+        """Of a step of ops that is over, every call in its order."""
+        return self._observer.calls
 
     def give(self, observed: Observed) -> None:
         """Adds what was found to what is known."""

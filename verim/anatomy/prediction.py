@@ -23,6 +23,11 @@ def predict_memory(
 
     The second step is meant, in which the optimiser has its state. See `predict_step` for what is known how well.
     """
+    return imagine(model, workload, optimiser).memory()
+
+
+def imagine(model: LanguageModel | LanguageModelConfig, workload: Workload, optimiser: OptimiserOf = adamw) -> Step:
+    """The same step with all that is known of it: its memory, and every op with its cost in FLOPs and bytes."""
     config = model.config if isinstance(model, LanguageModel) else model
 
     def build() -> LanguageModel:
@@ -34,7 +39,7 @@ def predict_memory(
         assert isinstance(built, LanguageModel), "it is what build makes"
         workload.step(built, steps, workload.draw(built))
 
-    return predict_step(build, step, optimiser)
+    return _imagine(build, step, optimiser)
 
 
 def predict_step(
@@ -49,6 +54,14 @@ def predict_step(
     `step` makes its batch itself. It must not depend on numbers that are not computed: the choice of experts is taken
     to be even, any other raises `InputError`.
     """
+    return _imagine(model, step, optimiser).memory()
+
+
+def _imagine(
+    model: nn.Module | Callable[[], nn.Module],
+    step: Callable[[nn.Module, torch.optim.Optimizer], None],
+    optimiser: OptimiserOf,
+) -> Step:
     imagination = Imagination()
     if isinstance(model, nn.Module):
         with FakeCopyMode(imagination.mode):
@@ -63,7 +76,7 @@ def predict_step(
                     weight.grad = torch.empty_like(weight)
             steps.step()
             steps.zero_grad(set_to_none=True)
-        return _run(imagination, imagined, steps, step).memory()
+        return _run(imagination, imagined, steps, step)
 
 
 def _run(
