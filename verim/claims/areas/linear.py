@@ -20,7 +20,7 @@ from verim.nn.mixers import AttentionConfig, Mamba2Config, MambaConfig, RWKV4Con
 _MAMBA = "Gu and Dao 2023, arXiv 2312.00752"
 _RWKV = "Peng et al. 2023, arXiv 2305.13048"
 _WIDTH = 64
-_WATCHED_TOKENS = 1000  # the allocator's records of more would themselves fill memory
+_WATCHED_TOKENS = 500  # the allocator's records of more would themselves fill memory
 LINEAR: dict[str, LayerConfig] = {
     "Mamba": MambaConfig(),
     "Mamba-2": Mamba2Config(state=32, head_dim=16),
@@ -213,12 +213,14 @@ def memory_flat(tokens: int = 20_000, watched: int = 50) -> list[Measurement]:
     for name in ("Mamba", "RWKV-4"):
         engine = Engine(_model(LINEAR[name]))
         engine.add([1, 2, 3], Sampling(max_tokens=tokens))
-        _draw(engine, watched)
+        _draw(engine, 20 * watched)
         early = _draw(engine, watched)
-        _draw(engine, tokens - 4 * watched)
+        _draw(engine, tokens - 23 * watched)
         late = _draw(engine, watched)
         ratios = {what: late[what] / early[what] for what in early}
-        found.append(Measurement(ratios, f"bytes after {tokens} tokens over those after {watched}, {name}, one row"))
+        found.append(
+            Measurement(ratios, f"bytes after {tokens} tokens over those after {20 * watched}, {name}, one row")
+        )
     return found
 
 
