@@ -82,14 +82,12 @@ def backward_time(width: int = 128, length: int = 256, batches: Sequence[int] = 
 def small_batches(
     width: int = 16, length: int = 16, batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)
 ) -> Measurement:
-    found = _swept(batches, width, length)
-    assert found.knee is not None, "there are enough batches for a fit"
-    first = found.samples[0]
-    reached = first.flops * found.knee.seconds_each / first.step_seconds
+    samples = _swept(batches, width, length).samples
+    best = max(samples, key=lambda sample: sample.tokens_per_second)
     return Measurement(
-        reached,
-        f"FLOP/s at batch 1 over what they tend to, of training steps at batches to {batches[-1]}, width {width}, "
-        f"{length} tokens; the knee lies at batch {found.knee_value:.3g}",
+        samples[0].tokens_per_second / best.tokens_per_second,
+        f"tokens a second at batch {samples[0].value} over the most of batches to {batches[-1]}, at {best.value}, "
+        f"width {width}, {length} tokens",
     )
 
 
