@@ -34,7 +34,7 @@ def numbers(value: Any) -> Any:
 
 
 def undisturbed(directory: Path, options: list[str]) -> dict[str, Any]:
-    subprocess.run(study("--out", directory, *options), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(study("--out", directory, *options), check=True, capture_output=True, text=True)
     return json.loads((directory / "study.json").read_text())
 
 

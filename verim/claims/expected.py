@@ -153,7 +153,7 @@ def shown(number: float) -> str:
 def in_words(value: Value) -> str:
     """A number, or several with their names."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {in_words(number)}" for name, number in value.items())
+        return ", ".join(f"{name}: {in_words(number)}" for name, number in value.items())
     return "not a number" if math.isnan(value) else shown(value)
 
 
