@@ -34,7 +34,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         try:
             undisturbed(directory, ["--minutes", str(minutes), "--architectures", ARCHITECTURES])
         except subprocess.CalledProcessError as error:
-            assert error.returncode == 2 and "give more --minutes" in error.stderr, error.stderr
+            if error.returncode != 2 or "give more --minutes" not in error.stderr:
+                raise AssertionError(error.stderr) from error
         else:
             return directory
     raise AssertionError("the machine is too busy for a study")
