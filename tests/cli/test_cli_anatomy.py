@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from verim.anatomy.words import size_words, time_words
 from verim.cli import anatomy
 from verim.cli.anatomy import AnatomyCommand
 from verim.errors import InputError
@@ -28,6 +30,21 @@ def test_tables_a_trace_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {event["cat"] for event in events if event["ph"] == "X"} == {"part", "module", "op"}
     assert trace.stat().st_size < 20e6 and picture.stat().st_size < 1e6
     assert picture.read_text().startswith("<svg") and "activations" in picture.read_text()
+
+
+def test_a_page_says_what_the_ledger_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "step.html"
+    small(html=page, json=True).run()
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and page.stat().st_size < 1e6
+    assert time_words(values["step_seconds"]) in text and size_words(values["memory"]["allocator_peak_bytes"]) in text
+    assert "transformer, width 16" in text and "32 a step" in text
+
+    def names(module: dict[str, Any]) -> list[str]:
+        return [module["name"], *(name for child in module["children"] for name in names(child))]
+
+    assert all(name in text for name in names(values["modules"]))
 
 
 def test_json_of_a_run_is_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,8 +74,9 @@ def test_a_step_that_does_not_fit_is_refused_before_it_runs(monkeypatch: pytest.
         ({"model": "transfromer"}, "expected one of transformer"),
         ({"accumulation": 3}, "accumulation: got 3 for batch 2"),
         ({"trace": Path("/nowhere/trace.json")}, "there is no folder /nowhere"),
+        ({"html": Path("/nowhere/step.html")}, "there is no folder /nowhere"),
     ],
-    ids=["steps", "threads", "model", "accumulation", "trace"],
+    ids=["steps", "threads", "model", "accumulation", "trace", "html"],
 )
 def test_what_cannot_be_done_is_said(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,5 +1,6 @@
 """Measurement: what the machine is and what it can do; where the seconds, FLOPs and bytes of a training step go."""
 
+from verim.anatomy.advice import Advice, advise
 from verim.anatomy.budgets import (
     StateBudget,
     activations_budget,
@@ -21,6 +22,7 @@ from verim.anatomy.trace import trace_of, write_trace
 from verim.anatomy.workload import Workload, adamw, model_config
 
 __all__ = [
+    "Advice",
     "Calibration",
     "Ceilings",
     "Finding",
@@ -36,6 +38,7 @@ __all__ = [
     "Workload",
     "activations_budget",
     "adamw",
+    "advise",
     "calibrate",
     "ceilings_of",
     "check_fits",

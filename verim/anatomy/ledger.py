@@ -71,9 +71,11 @@ class Op:
         return {"compute": compute, "memory": memory, "launch": self.calls * ceilings.launch_seconds}
 
     def bound_by(self, ceilings: Ceilings) -> Bound:
-        """Launch, where launching it and what passes between ops take longer than the op; else the higher limit."""
+        """Launch, where launching it and what passes between ops take longer than the op, or the op neither computes
+        nor moves anything (a view); else the higher limit."""
         limits = self.limits(ceilings)
-        if max(limits["launch"], self.overhead_seconds) > self.seconds:
+        has_work = self.bytes or self.hardware_flops
+        if not has_work or max(limits["launch"], self.overhead_seconds) > self.seconds:
             return "launch"
         return "compute" if limits["compute"] > limits["memory"] else "memory"
 

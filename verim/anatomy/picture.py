@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from verim.anatomy.memory import Memory
+from verim.anatomy.words import size_words
 
 Scale = Callable[[float], float]
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 900, 360, 64, 28, 40, 150
@@ -20,7 +21,10 @@ _COLOURS = {
 
 
 def memory_picture(memory: Memory) -> str:
-    """Bytes over the step, stacked by category; the parts of the step below, the highest point marked."""
+    """Bytes over the step, stacked by category; the parts of the step below, the highest point marked.
+
+    A page that holds it may set its colours, as `--panel`, `--ink` and `--rule`.
+    """
     timeline = memory.timeline
     names = [name for name in _COLOURS if name in timeline.bytes]
     seconds, totals = timeline.seconds, timeline.totals()
@@ -50,25 +54,28 @@ def memory_picture(memory: Memory) -> str:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         level = y(share * top)
         marks.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{level}" y2="{level}" stroke="#8884"/>')
-        marks.append(f'<text x="{_LEFT - 6}" y="{level + 4}" text-anchor="end">{_size(share * top)}</text>')
+        marks.append(f'<text x="{_LEFT - 6}" y="{level + 4}" text-anchor="end">{size_words(share * top)}</text>')
     last = -1e9
     for name, second in timeline.parts:
         place = x(second)
-        marks.append(f'<line x1="{place}" x2="{place}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM + 4}" stroke="#0003"/>')
+        marks.append(
+            f'<line x1="{place}" x2="{place}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM + 4}" stroke="var(--rule, #0003)"/>'
+        )
         if place - last > 52:  # a label has room
             marks.append(f'<text x="{place + 2}" y="{_HEIGHT - _BOTTOM + 16}">{html.escape(name)}</text>')
             last = place
     highest = max(range(len(totals)), key=totals.__getitem__, default=0)
     where = f"{memory.peak_op} of {memory.peak_module or 'the model'}"
-    title = f"{_size(memory.peak_bytes)} at most, in {memory.peak_part}: {where}"
+    title = f"{size_words(memory.peak_bytes)} at most, in {memory.peak_part}: {where}"
     if totals:
-        marks.append(f'<circle cx="{x(seconds[highest])}" cy="{y(top)}" r="3.5" fill="#222"/>')
+        marks.append(f'<circle cx="{x(seconds[highest])}" cy="{y(top)}" r="3.5" fill="var(--ink, #222)"/>')
     unit = "ops" if predicted else f"{1e3 * end:.3g} ms"
     marks.append(f'<text x="{_LEFT}" y="16" font-weight="bold">{html.escape(title)}</text>')
     marks.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{unit}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(marks)}</svg>'
+        f'font-family="sans-serif" font-size="12" fill="var(--ink, #222)">'
+        f'<rect width="100%" height="100%" fill="var(--panel, #fff)"/>{"".join(marks)}</svg>'
     )
 
 
@@ -80,8 +87,3 @@ def _steps(seconds: Sequence[float], sizes: Sequence[int], x: Scale, y: Scale) -
             corners.append((x(second), y(sizes[index - 1])))
         corners.append((x(second), y(size)))
     return corners
-
-
-def _size(value: float) -> str:
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if value >= u), (1.0, "B"))
-    return f"{value / unit:.3g} {name}"

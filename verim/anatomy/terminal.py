@@ -8,6 +8,7 @@ from rich.text import Text
 
 from verim.anatomy.ledger import Bound, Module, Op, Record
 from verim.anatomy.memory import Memory
+from verim.anatomy.words import count_words, size_words, time_words
 
 _OPS = 12
 _MODULES = 12
@@ -42,7 +43,7 @@ def headline(record: Record) -> str:
         for name, seconds in sorted(waits.items(), key=lambda item: -item[1])
         if total and (share := seconds / total) >= 0.005
     )
-    step = f"A step takes {_time(record.step_seconds)}"
+    step = f"A step takes {time_words(record.step_seconds)}"
     if not record.flops:
         return f"{step}; it waits for: {shares}." if shares else f"{step}."
     return f"{step}, at {record.utilisation:.1%} of the measured peak; it waits for: {shares}."
@@ -65,9 +66,9 @@ def memory_line(memory: Memory) -> str:
     """The highest point of the memory in a sentence."""
     said = "predicted" if memory.source == "predicted" else "in tensors"
     where = f"{memory.peak_op} of {memory.peak_module}" if memory.peak_module else memory.peak_op
-    line = f"Memory: {_size(memory.peak_bytes)} at most {said}, in {memory.peak_part} ({where})"
+    line = f"Memory: {size_words(memory.peak_bytes)} at most {said}, in {memory.peak_part} ({where})"
     if memory.allocator_peak_bytes is not None:
-        line += f"; {_size(memory.allocator_peak_bytes)} by the allocator's records"
+        line += f"; {size_words(memory.allocator_peak_bytes)} by the allocator's records"
     return line
 
 
@@ -96,13 +97,13 @@ def _parts(record: Record) -> Table:
         cells = (
             ("", "", "")
             if inside is None
-            else (_count(inside.flops), _size(inside.bytes), _time(inside.overhead_seconds))
+            else (count_words(inside.flops), size_words(inside.bytes), time_words(inside.overhead_seconds))
         )
-        table.add_row(part.name, _time(part.seconds), f"{part.seconds / step:.1%}", _left(bar), *cells)
+        table.add_row(part.name, time_words(part.seconds), f"{part.seconds / step:.1%}", _left(bar), *cells)
     remainder = record.remainder_seconds
     style = "" if record.closes else "yellow"
-    table.add_row("remainder", _time(remainder), f"{remainder / step:.1%}", "", "", "", "", style=style)
-    table.add_row("step", _time(step), "100.0%", style="bold")
+    table.add_row("remainder", time_words(remainder), f"{remainder / step:.1%}", "", "", "", "", style=style)
+    table.add_row("step", time_words(step), "100.0%", style="bold")
     return table
 
 
@@ -123,9 +124,9 @@ def _ops(record: Record, width: int) -> Table:
             name.removeprefix("aten."),
             part,
             f"{op.calls:g}",
-            _time(op.total_seconds),
+            time_words(op.total_seconds),
             f"{op.total_seconds / record.step_seconds:.1%}",
-            *((_count(op.hardware_flops / seconds), _size(op.bytes / seconds)) if rates else ()),
+            *((count_words(op.hardware_flops / seconds), size_words(op.bytes / seconds)) if rates else ()),
             f"{op.intensity:.3g}",
             f"{least / seconds:.0%}" if op.bytes else "–",
             _mostly(alike, record),
@@ -155,7 +156,7 @@ def _modules(record: Record) -> Table:
         name.append(module.kind, style="dim")
         own = sum(below.parameters for below in module.walk())
         share = f"{module.total_seconds / record.step_seconds:.1%}"
-        table.add_row(name, _time(module.total_seconds), share, _count(module.flops), _count(own))
+        table.add_row(name, time_words(module.total_seconds), share, count_words(module.flops), count_words(own))
     return table
 
 
@@ -168,21 +169,5 @@ def _walk(module: Module, depth: int = 0) -> Iterable[tuple[int, Module]]:
 def _memory(memory: Memory) -> Table:
     table = _table(("category", "at the peak", "share"))
     for name, size in sorted(memory.at_peak.items(), key=lambda item: -item[1]):
-        table.add_row(name, _size(size), f"{size / memory.peak_bytes:.1%}")
+        table.add_row(name, size_words(size), f"{size / memory.peak_bytes:.1%}")
     return table
-
-
-def _time(seconds: float) -> str:
-    size = abs(seconds)
-    unit, name = next(((u, n) for u, n in ((1.0, "s"), (1e-3, "ms")) if size >= u), (1e-6, "µs"))
-    return f"{seconds / unit:.3g} {name}"
-
-
-def _count(value: float) -> str:
-    prefixes = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    unit, name = next(((u, n) for u, n in prefixes if value >= 0.9995 * u), (1.0, ""))
-    return f"{value / unit:.3g} {name}".rstrip() if value else "–"
-
-
-def _size(value: float) -> str:
-    return f"{_count(value)}B" if value >= 999.5 else f"{value:.0f} B"

@@ -9,10 +9,24 @@ import torch
 import tyro
 from rich.console import Console
 
-from verim.anatomy import Workload, adamw, check_fits, machine_card, memory_picture, model_config, record, write_trace
+from verim.anatomy import (
+    Ceilings,
+    Record,
+    Workload,
+    adamw,
+    advise,
+    ceilings_of,
+    check_fits,
+    machine_card,
+    memory_picture,
+    model_config,
+    record,
+    write_trace,
+)
 from verim.anatomy.terminal import print_ledger
 from verim.errors import InputError
 from verim.models import LanguageModel, LanguageModelConfig
+from verim.report.anatomy import anatomy_page
 from verim.runs import RunDirectory
 from verim.runtime.allocator import keep_freed_blocks
 from verim.runtime.files import write_text
@@ -64,6 +78,10 @@ class AnatomyCommand:
     memory_picture: Path | None = None
     """A file for a picture of the memory over the step (SVG)."""
 
+    html: Path | None = None
+    """A file for a page (HTML, all in one file): the step as a flame, the ledger, the roofline, the memory, and what
+    would gain most."""
+
     json: bool = False
     """Print one JSON object as the last line of standard output, instead of tables."""
 
@@ -73,7 +91,7 @@ class AnatomyCommand:
             raise InputError(f"--steps {self.steps}: expected {_FEWEST} or more, for one of every kind")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: expected 1 or more")
-        for path in (self.trace, self.memory_picture):
+        for path in (self.trace, self.memory_picture, self.html):
             if path is not None and not path.absolute().parent.is_dir():
                 raise InputError(f"{path}: there is no folder {path.absolute().parent} to write it to")
         keep_freed_blocks()
@@ -101,6 +119,11 @@ class AnatomyCommand:
             write_trace(ledger, self.trace)
         if self.memory_picture is not None:
             write_text(self.memory_picture, memory_picture(ledger.memory))
+        if self.html is not None:
+            free = None if available is None else available - predicted.peak_bytes
+            title = f"{self.run_directory or self.model}, width {config.width}"
+            tokens = self.batch * self.length
+            anatomy_page(ledger, self.html, title, advise(ledger, _every_peak(ledger), free), tokens)
         if self.json:
             values = {"model": config.to_json(), "predicted_memory": predicted.to_json(), **ledger.to_json()}
             print(json_module.dumps(values))
@@ -117,6 +140,12 @@ class AnatomyCommand:
         if "model" not in config:
             raise InputError(f"{self.run_directory}/config.json has no model: it is not a run of a language model")
         return LanguageModelConfig.from_json(config["model"])
+
+
+def _every_peak(ledger: Record) -> Ceilings:
+    """Also of types that the step does not use: what would they gain? None of these is measured too low beside it."""
+    ceilings = ledger.ceilings
+    return ceilings_of(ceilings.device, ("bfloat16",), ceilings.threads).best_of(ceilings)
 
 
 def _notes(config: LanguageModelConfig, model: LanguageModel) -> tuple[str, ...]:
