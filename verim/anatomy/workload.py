@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from verim.nn import SwiGLUConfig, auxiliary_losses
 from verim.nn.mixers import MIXERS
 from verim.runtime.phases import phase
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 OptimiserOf = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -26,7 +26,8 @@ OptimiserOf = Callable[[nn.Module], torch.optim.Optimizer]
 class Workload:
     """One update of a language model on `batch` sequences of `length` tokens.
 
-    - `precision`: "bfloat16" runs the forward pass under `torch.autocast`, the weights in float32.
+    - `precision`: "bfloat16" and "float16" run the forward pass under `torch.autocast`, the weights in float32.
+      The loss is not scaled for float16: its steps are for measuring, not for training.
     - `checkpointing`: blocks keep only their inputs and run a second time in the backward pass.
     - `accumulation`: the batch in so many parts, one after the other, whose gradients are added.
     - `clip`: the gradient's norm is limited; 0, not.
@@ -47,8 +48,8 @@ class Workload:
             raise InputError(
                 f"accumulation: got {self.accumulation} for batch {self.batch}, expected one of its divisors"
             )
-        if self.precision not in ("float32", "bfloat16"):
-            raise InputError(f"precision: got {self.precision!r}, expected 'float32' or 'bfloat16'")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"precision: got {self.precision!r}, expected one of {', '.join(get_args(Precision))}")
         if not self.clip >= 0:
             raise InputError(f"clip: got {self.clip}, expected a norm, or 0 for none")
 
@@ -66,7 +67,8 @@ class Workload:
         """The update, its parts named."""
         for part in tokens.chunk(self.accumulation):
             kind = tokens.device.type
-            lower = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+            is_lower = self.precision != "float32"
+            lower = torch.autocast(kind, getattr(torch, self.precision)) if is_lower else nullcontext()
             with lower, auxiliary_losses() as others:
                 logits, _ = model(part[:, :-1])
                 with phase("loss"):

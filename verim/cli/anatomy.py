@@ -40,6 +40,8 @@ class AnatomyCommand:
 
     Whether the step fits into memory is predicted before it runs. Steps are recorded in turns with steps that are
     not, so that the cost of recording is known.
+
+    `verim anatomy sweep --over batch` measures it along an axis (a run directory named sweep is ./sweep).
     """
 
     run_directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="[RUN]")] = None

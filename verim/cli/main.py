@@ -36,6 +36,9 @@ VERBS = {
     "bench": "the kernels beside other software, and beside what the machine can do",
 }
 
+SECOND_WORDS = {"anatomy sweep": "the same along one axis: curves, and where they bend"}
+"""What a second word makes of a verb that does without one: a module `<verb>_<word>` of its own."""
+
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or name another place",
     errno.EDQUOT: "free some space there, or name another place",
@@ -81,6 +84,8 @@ def _dispatch(given: list[str]) -> None:
         print(f"verim {__version__}")
     elif verb == "recipe" and options[:1] == ["run"] and len(options) > 1 and not options[1].startswith("-"):
         importlib.import_module("verim.recipes").run_recipe(options[1], options[2:])  # its options are its own
+    elif " ".join(given[:2]) in SECOND_WORDS:
+        _parse(" ".join(given[:2]), options[1:]).run()
     elif verb in VERBS:
         _parse(verb, options).run()
     else:
@@ -89,7 +94,8 @@ def _dispatch(given: list[str]) -> None:
 
 def _parse(verb: str, options: list[str]) -> Command:
     """The verb's dataclass, filled from the options; tyro's framed messages become one line."""
-    command_class = getattr(importlib.import_module(f"verim.cli.{verb}"), f"{verb.title()}Command")
+    module = importlib.import_module(f"verim.cli.{verb.replace(' ', '_')}")
+    command_class = getattr(module, f"{verb.title().replace(' ', '')}Command")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -103,8 +109,9 @@ def _parse(verb: str, options: list[str]) -> Command:
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS))
+    width = max(map(len, [*VERBS, *SECOND_WORDS]))
     verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, summary in VERBS.items())
+    verbs += "".join(f"\n  {words:{width}}  {summary}" for words, summary in SECOND_WORDS.items())
     return f"usage: verim VERB [options]    (verim VERB --help tells the options)\n\n{verbs}\n\nverim --version"
 
 

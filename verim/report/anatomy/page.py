@@ -3,21 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from verim import __version__
 from verim.anatomy.advice import Advice
 from verim.anatomy.ledger import Record
 from verim.anatomy.picture import memory_picture
+from verim.anatomy.sweep import Sweep
 from verim.anatomy.terminal import memory_line
 from verim.anatomy.words import count_words, share_words, size_words, time_words
 from verim.report.anatomy import ledger
+from verim.report.anatomy.document import document
 from verim.report.anatomy.flame import flame
 from verim.report.anatomy.roofline import roofline
-from verim.report.html import Markup, element, joined
-from verim.report.page import resource
+from verim.report.anatomy.sweeps import sweep_section
+from verim.report.html import Markup, element
 from verim.report.parts import panel, paragraph, section
 from verim.runtime.files import write_text
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def anatomy_page(
@@ -26,11 +25,12 @@ def anatomy_page(
     title: str,
     advice: tuple[Advice, ...] = (),
     tokens: int | None = None,
+    sweeps: Sequence[Sweep] = (),
 ) -> None:
     """Writes the page of a recorded step to `path`, whole or not at all.
 
-    `title`: what was measured, as "mamba, width 128". `tokens` of a step, where it has some; `advice` of
-    `verim.anatomy.advise`. Raises `SpaceError` where the disk is full.
+    `title`: what was measured, as "mamba, width 128". `advice` of `verim.anatomy.advise`; `tokens` of a step,
+    where it has some; `sweeps` of the same model, for curves beside it. Raises `SpaceError` where the disk is full.
     """
     sections = [
         section("What would gain most", ledger.changes(advice, record)),
@@ -43,6 +43,8 @@ def anatomy_page(
         section("The roofline", panel(roofline(record))),
         section("Memory", paragraph(f"{memory_line(record.memory)}."), panel(_timeline(record))),
     ]
+    if sweeps:
+        sections.append(section("Sweeps", *map(sweep_section, sweeps)))
     sections.append(section("What the figures rest on", ledger.behind(record)))
     write_text(path, document(title, *ledger.waits(record), [_readouts(record, tokens), *sections]))
 
@@ -76,26 +78,3 @@ def _timeline(record: Record) -> Markup:
     if not record.memory.timeline.seconds:
         return paragraph("The memory was not observed.", quiet=True)
     return element("div", Markup(memory_picture(record.memory)), class_="scroll timeline", tabindex="0")
-
-
-def document(title: str, heading: str, lead: str, sections: Sequence[object]) -> Markup:
-    """A page without scripts, all in one file."""
-    style = resource("style.css") + resource("anatomy/style.css")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"Anatomy of {title}"),
-        element("style", Markup(style)),
-    )
-    mast = element(
-        "header",
-        element("strong", f"Anatomy of a training step: {title}"),
-        element("span", f"verim {__version__}"),
-        class_="mast",
-    )
-    main = element("main", element("h1", heading), element("p", lead, class_="lead"), *sections)
-    body = element("body", element("div", mast, main, class_="sheet"))
-    return joined(Markup("<!doctype html>\n"), element("html", head, body, lang="en"), "\n")
