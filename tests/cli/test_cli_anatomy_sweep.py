@@ -31,7 +31,9 @@ def test_a_table_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "tokens/s" in said and "The backward pass takes" in said
     text = page.read_text(encoding="utf-8")
-    assert "transformer, over batch" in text and text.count("<svg") == 4
+    assert (
+        "transformer, width 16, over batch" in text and "At length 8 and float32." in text and text.count("<svg") == 4
+    )
 
 
 def test_json_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,8 @@ class AnatomySweepCommand:
         finally:
             torch.set_num_threads(before)
         if self.html is not None:
-            sweeps_page([found], self.html, f"{self.model}, over {self.over}")
+            width = "" if self.over == "width" else f", width {self.width}"
+            sweeps_page([found], self.html, f"{self.model}{width}, over {self.over}")
         if self.json:
             print(json_module.dumps({"model": self.model, "width": self.width, **found.to_json()}))
         else:

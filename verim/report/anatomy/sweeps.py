@@ -6,17 +6,24 @@ from pathlib import Path
 
 from verim.anatomy.sweep import Sample, Sweep
 from verim.anatomy.sweep_terminal import HEADINGS, cells, sentences
-from verim.anatomy.words import count_words, share_words, size_words, time_words
+from verim.anatomy.words import count_words, listed, share_words, size_words, time_words
 from verim.report.anatomy.document import document
 from verim.report.anatomy.plots import Scale, frame, label, log_scale, percent, polyline, segment, zero_scale
 from verim.report.html import Markup, element, joined
-from verim.report.parts import Column, panel, section, table
+from verim.report.parts import Column, panel, paragraph, section, table
 from verim.runtime.files import write_text
 
 _HEIGHT = 210
+_LEAD = "A training step measured at one value after the other, all else the same; a dashed line marks the knee."
+
+
+def _rate(value: float) -> str:
+    return count_words(value) if value else "0"
+
+
 Curve = tuple[str, str, Callable[[Sample], float]]
 _FIGURES: tuple[tuple[str, Callable[[float], str], bool, tuple[Curve, ...]], ...] = (
-    ("tokens a second", count_words, False, (("tokens a second", "c0", lambda s: s.tokens_per_second),)),
+    ("tokens a second", _rate, False, (("tokens a second", "c0", lambda s: s.tokens_per_second),)),
     (
         "seconds",
         time_words,
@@ -43,9 +50,9 @@ _FIGURES: tuple[tuple[str, Callable[[float], str], bool, tuple[Curve, ...]], ...
 def sweeps_page(sweeps: Sequence[Sweep], path: Path, title: str) -> None:
     """Writes a page of sweeps alone. `title`: of what, as "mamba". Raises `SpaceError` where the disk is full."""
     found = next((sentence for each in sweeps for sentence in sentences(each)), "")
-    heading, _, lead = found.partition(": ")
+    heading = found.partition(": ")[0].removesuffix(".")
     sections = [section("Sweeps", *map(sweep_section, sweeps))]
-    write_text(path, document(title, heading, lead[:1].upper() + lead[1:], sections))
+    write_text(path, document(title, heading, _LEAD, sections))
 
 
 def sweep_section(found: Sweep) -> Markup:
@@ -53,7 +60,10 @@ def sweep_section(found: Sweep) -> Markup:
     said = element("ul", *(element("li", sentence) for sentence in sentences(found)), class_="findings")
     rows = [[sample.value, *cells(sample)] for sample in found.samples]
     columns = [Column(found.axis, "text"), *(Column(name[0].upper() + name[1:]) for name in HEADINGS)]
-    heading = element("h3", f"Over {found.axis}")
+    work = {"batch": f"batch {found.workload.batch}", "length": f"length {found.workload.length}"}
+    work |= {"dtype": found.workload.precision}
+    held = listed([said for axis, said in work.items() if axis != found.axis])
+    heading = joined(element("h3", f"Over {found.axis}"), paragraph(f"At {held}.", quiet=True))
     figures = None
     if found.axis != "dtype" and len(found.samples) > 1:
         figures = element("div", *(_figure(found, *parts) for parts in _FIGURES), class_="quarters")
