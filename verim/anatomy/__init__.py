@@ -10,6 +10,7 @@ from verim.anatomy.budgets import (
 )
 from verim.anatomy.calibration import Calibration, calibrate
 from verim.anatomy.ceilings import Ceilings, ceilings_of, measure_ceilings
+from verim.anatomy.convolution import Lowering, convolve_by_columns, lowering
 from verim.anatomy.fits import check_fits, nearest
 from verim.anatomy.health import Finding, examine
 from verim.anatomy.ledger import Module, Op, Part, Record
@@ -26,6 +27,7 @@ __all__ = [
     "Calibration",
     "Ceilings",
     "Finding",
+    "Lowering",
     "Memory",
     "Module",
     "ModuleMemory",
@@ -42,8 +44,10 @@ __all__ = [
     "calibrate",
     "ceilings_of",
     "check_fits",
+    "convolve_by_columns",
     "examine",
     "length_of_activations",
+    "lowering",
     "machine_card",
     "measure_ceilings",
     "memory_picture",

@@ -256,7 +256,7 @@ def _is_product(op: Op) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("aten.")
+    return name.removeprefix("aten.").removeprefix("verim.")
 
 
 def _least(ops: Iterable[Op], ceilings: Ceilings) -> float:
