@@ -1,6 +1,7 @@
 """The page of a recorded step: whole in one file, every module on it, its numbers the record's."""
 
 import html
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -123,7 +124,7 @@ def test_every_module_is_there_with_the_numbers_of_the_record(ledger: Record, re
     assert size_words(ledger.memory.allocator_peak_bytes or ledger.memory.peak_bytes) in text
 
 
-def test_boxes_of_the_flame_lie_within_the_row_above(ledger: Record) -> None:
+def test_boxes_of_the_flame_lie_beside_each_other_within_the_row_above(ledger: Record) -> None:
     boxes = list(boxes_of(ledger))
     end = max(box.begin + box.seconds for box in boxes)
     assert end == pytest.approx(sum(part.seconds for part in ledger.parts))
@@ -135,6 +136,10 @@ def test_boxes_of_the_flame_lie_within_the_row_above(ledger: Record) -> None:
                 for above in boxes
                 if above.row == box.row - 1
             ), box
+    for row in {box.row for box in boxes}:
+        beside = sorted((box for box in boxes if box.row == row), key=lambda box: (box.begin, box.seconds))
+        for left, right in itertools.pairwise(beside):
+            assert left.begin + left.seconds <= right.begin + room
     assert {box.name for box in boxes} >= {"forward", "backward", ODD, "last", "mm"}
 
 

@@ -52,6 +52,13 @@ def test_a_knee_outside_what_was_measured_is_not_drawn(fixed: float, tmp_path: P
     assert 'class="knee"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_two_values_have_curves_and_no_knee(tmp_path: Path) -> None:
+    two = Sweep("batch", over_batches(2.0).samples[:2], Workload(), 1e9)
+    sweeps_page([two], tmp_path / "page.html", "a model")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 4 and 'class="knee"' not in text
+
+
 def test_one_value_makes_a_page_without_curves(tmp_path: Path) -> None:
     whole = over_batches(2.0)
     one = Sweep("batch", whole.samples[:1], Workload(), 1e9)
