@@ -19,6 +19,7 @@ from verim.scaling.workers import CORPUS_FILE, Job, LocalWorkers
 
 pytest.importorskip("ray")
 
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}  # whether or not this machine has a token
 IN_A_PROCESS = """
 import os, signal, sys, time
 from pathlib import Path
@@ -77,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "2"]
     command += ["--node-ip-address", "127.0.0.1", "--port", address.split(":")[1], "--include-dashboard", "false"]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **SETTINGS, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as head:
@@ -99,7 +100,7 @@ def test_runs_on_a_cluster_end_as_here_also_when_one_is_killed(cluster: str, tmp
     here, there = studied(tmp_path / "here"), studied(tmp_path / "there")
     with LocalWorkers(2) as workers:
         expected = [workers.result(future)["bits_per_byte"] for future in map(workers.train, jobs(here))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, **SETTINGS, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", IN_A_PROCESS, cluster, str(there)],
         env=environment,

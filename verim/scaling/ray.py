@@ -101,7 +101,7 @@ def _connect(ray: Any, address: str) -> None:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise InputError(
             f"ray: no cluster answers at {address!r} ({str(error).splitlines()[0]}); start one with `ray start --head` "
-            "and give the address that it prints, or --ray local"
+            "and give the address that it prints, or --ray local; a cluster with a token wants RAY_AUTH_MODE=token here"
         ) from error
 
 

@@ -173,33 +173,42 @@ class Sleeping(torch.autograd.Function):
         return gradients[0], None
 
 
+def idle_share(schedule: str, parts: int, per_rank: int, seconds: float) -> float:
+    """The idle share of a step, from a barrier to the end of the slowest rank; the least of three steps.
+
+    Blocks sleep, `seconds` forward and twice that backward a rank and micro-batch: what waits does not compute here, so
+    one core is as good as four.
+    """
+    ranks = distributed.get_world_size()
+    model = model_of(*([BlockConfig(MinGRUConfig())] * (ranks * per_rank)))
+    for block in model.blocks:
+        block.register_forward_hook(
+            lambda block, arguments, result: (Sleeping.apply(result[0], seconds / per_rank), result[1])
+        )
+    pipeline = Pipeline(model, distributed.group.WORLD, parts, schedule, LENGTH)
+    batch = batch_of(0, parts, 2)
+    idle = []
+    for _ in range(4):
+        distributed.barrier()
+        begin = time.perf_counter()
+        pipeline.backward(Guessing(), batch)
+        wall = torch.tensor(time.perf_counter() - begin)
+        distributed.all_reduce(wall, distributed.ReduceOp.MAX)
+        idle.append(1 - 3 * seconds * parts / wall.item())
+    return min(idle[1:])  # the first step tells the ranks about each other
+
+
 def bubbles() -> None:
-    """Blocks that sleep, 40 ms forward and 80 ms backward a rank and micro-batch: what waits does not compute here, so
-    one core is as good as four. The idle share of a step, from a barrier to the end of the slowest rank."""
-    ranks, seconds = distributed.get_world_size(), 0.04
+    """What computes beside sleeps only adds to the bubble: where a busy machine makes it much, sleeps are longer."""
     for schedule, parts, per_rank in (("gpipe", 4, 1), ("1f1b", 4, 1), ("1f1b", 12, 1), ("interleaved", 4, 2)):
-        model = model_of(*([BlockConfig(MinGRUConfig())] * (ranks * per_rank)))
-        for block in model.blocks:
-            block.register_forward_hook(
-                lambda block, arguments, result, seconds=seconds / per_rank: (
-                    Sleeping.apply(result[0], seconds),
-                    result[1],
-                )
-            )
-        pipeline = Pipeline(model, distributed.group.WORLD, parts, schedule, LENGTH)
-        batch = batch_of(0, parts, 2)
-        idle, expected = [], bubble(ranks, parts, schedule, per_rank)
-        while len(idle) < 2 or (min(idle[1:]) > expected + 0.12 and len(idle) < 20):  # others' work only adds to it
-            distributed.barrier()
-            begin = time.perf_counter()
-            pipeline.backward(Guessing(), batch)
-            wall = torch.tensor(time.perf_counter() - begin)
-            distributed.all_reduce(wall, distributed.ReduceOp.MAX)
-            idle.append(1 - 3 * seconds * parts / wall.item())
-        got = min(idle[1:])
+        expected = bubble(distributed.get_world_size(), parts, schedule, per_rank)
+        for seconds in (0.04, 0.1, 0.25, 0.6):
+            got = idle_share(schedule, parts, per_rank, seconds)
+            if got < expected + 0.12:
+                break
         if distributed.get_rank() == 0:
             print(f"bubble of {schedule}, {parts} micro-batches: {got:.3f}, formula {expected:.3f}", flush=True)
-        assert expected - 0.01 < got < expected + 0.12, (schedule, parts, idle, expected)
+        assert expected - 0.01 < got < expected + 0.12, (schedule, parts, got, expected)
 
 
 CHECKS["pipeline: bubbles"] = bubbles
