@@ -83,7 +83,7 @@ def test_goldens_want_their_names() -> None:
     assert expected.holds({"b": 201.0, "a": 1.0})
     assert not expected.holds({"a": 1.0}) and not expected.holds(1.0)
     assert not expected.holds({"a": 1.02, "b": 200.0})
-    assert str(expected) == "a 1, b 200 ± 1 %"
+    assert str(expected) == "a: 1, b: 200 ± 1 %"
     with pytest.raises(InputError, match="lower end first"):
         Between(2, 1)
 

@@ -74,7 +74,7 @@ def slurm(config: ParallelConfig, cluster: Cluster, arguments: Sequence[str]) ->
     )
     lines += [
         "set -euo pipefail",
-        'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        'read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         f"export OMP_NUM_THREADS={cluster.cores}",
         f"srun --kill-on-bad-exit=1 {command}",
     ]
